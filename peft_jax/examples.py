@@ -1,0 +1,392 @@
+"""Tokenised examples for rank classification, as plain arrays: what training and scoring read.
+
+A task is tokenised once, through seqio, on a machine that has it (``peft-jax prepare``, or
+``peft_jax.tasks.prepare``); from then on it is one file of arrays that this module reads with numpy
+and safetensors alone. A *row* is one example under one prompt template::
+
+    row   example  template   encoder_input_tokens        choices
+    0     0        0          Given ... Yes or no? </s>   Yes </s> | No </s>
+    1     0        1          ... True or False? </s>     True </s> | False </s>
+    2     1        0          ...
+
+Pad is 0 everywhere, inputs and choices end in EOS, and EOS counts in a choice's length.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from peft_jax.errors import InputError
+
+_FORMAT = "peft_jax.choice_examples"
+_VERSION = 1
+_DTYPES = {
+    "encoder_input_tokens": np.dtype(np.int32),
+    "choices": np.dtype(np.int32),
+    "choice_mask": np.dtype(np.bool_),
+    "label": np.dtype(np.int32),
+    "example": np.dtype(np.int32),
+    "template": np.dtype(np.int32),
+}
+_MODEL_KEYS = ("encoder_input_tokens", "choices", "choice_mask", "label")
+
+Batch = dict[str, np.ndarray]
+
+
+def vocabulary_identity(path: str | os.PathLike) -> str:
+    """The SHA-256 (hex) of a vocabulary file: two files with one identity give the same tokens.
+
+    Raises InputError if the file cannot be read.
+    """
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"vocabulary {path} cannot be read: {error.strerror}") from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChoiceExamples:
+    """A split of a task under its templates, tokenised: R rows, S and T token places, C choices.
+
+    Rows of one example need not stand together, and a template may skip an example.
+
+    Attributes:
+        task: the name of the task, e.g. "rte".
+        split: the split that the rows come from, e.g. "train".
+        template_names: the templates; ``template`` indexes this tuple.
+        encoder_input_tokens: [R, S] int32.
+        choices: [R, C, T] int32, the answer choices, all zeros where a row has fewer than C.
+        choice_mask: [R, C] bool, which choices exist.
+        label: [R] int32, the correct choice.
+        example: [R] int32, the example's position in its split, before any few-shot draw.
+        template: [R] int32.
+        vocabulary: the identity (see `vocabulary_identity`) of the vocabulary that made the tokens.
+        details: how the rows were made (limits, shots, seed ...), JSON values only.
+
+    Raises InputError when the arrays do not fit together.
+    """
+
+    task: str
+    split: str
+    template_names: tuple[str, ...]
+    encoder_input_tokens: np.ndarray
+    choices: np.ndarray
+    choice_mask: np.ndarray
+    label: np.ndarray
+    example: np.ndarray
+    template: np.ndarray
+    vocabulary: str
+    details: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        problem = _first_problem(self)
+        if problem:
+            raise InputError(f"the examples of {self.task} ({self.split}): {problem}")
+
+    def __len__(self) -> int:
+        """The number of rows R."""
+        return len(self.label)
+
+    @property
+    def example_ids(self) -> np.ndarray:
+        """[num_examples] int32: the distinct values of ``example``, in order of appearance."""
+        ids, first = np.unique(self.example, return_index=True)
+        return ids[np.argsort(first)]
+
+    @property
+    def num_examples(self) -> int:
+        """The number of distinct examples."""
+        return len(np.unique(self.example))
+
+    @property
+    def num_templates(self) -> int:
+        """The number of templates."""
+        return len(self.template_names)
+
+    def subset(
+        self,
+        examples: Sequence[int] | slice | None = None,
+        templates: Sequence[int | str] | None = None,
+    ) -> "ChoiceExamples":
+        """The rows of some examples under some templates, in their present order.
+
+        Args:
+            examples: positions among `example_ids` (0 ... num_examples - 1), or a slice of them.
+            templates: names or indices of templates; ``template`` is renumbered in this order.
+
+        Raises InputError for a position, name or index that is not there, or if no row is left.
+        """
+        keep = np.ones(len(self), bool)
+        if examples is not None:
+            keep &= np.isin(self.example, self._ids_at(examples))
+        names, column = self.template_names, self.template
+        if templates is not None:
+            chosen = [self._template_index(t) for t in templates]
+            if len(set(chosen)) != len(chosen):
+                raise InputError(f"{self.task}: a template is named twice in {list(templates)}")
+            keep &= np.isin(self.template, chosen)
+            renumber = np.full(self.num_templates, -1, np.int32)
+            renumber[chosen] = np.arange(len(chosen), dtype=np.int32)
+            names, column = tuple(self.template_names[i] for i in chosen), renumber[self.template]
+        rows = {key: getattr(self, key)[keep] for key in _DTYPES if key != "template"}
+        return dataclasses.replace(self, template_names=names, template=column[keep], **rows)
+
+    def trimmed(self, multiple: int = 1) -> "ChoiceExamples":
+        """The same rows with the fewest token places and choices that hold them all.
+
+        Args:
+            multiple: S and T are rounded up to a multiple of this.
+        """
+        choice_places = _places_used(self.choices, multiple)
+        input_places = _places_used(self.encoder_input_tokens, multiple)
+        choice_count = int(self.choice_mask.sum(axis=1).max())
+        return dataclasses.replace(
+            self,
+            encoder_input_tokens=_fit_last_axis(self.encoder_input_tokens, input_places),
+            choices=_fit_last_axis(self.choices[:, :choice_count], choice_places),
+            choice_mask=self.choice_mask[:, :choice_count],
+        )
+
+    def rows(self, index: np.ndarray) -> Batch:
+        """The batch that a model reads: the rows at ``index`` [B], and ``row`` [B] int32 itself."""
+        index = np.asarray(index, np.int32)
+        return {key: getattr(self, key)[index] for key in _MODEL_KEYS} | {"row": index}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one safetensors file; an existing file is replaced only by a complete one.
+
+        Raises InputError if the file cannot be written.
+        """
+        from safetensors.numpy import save
+
+        header = {
+            "task": self.task,
+            "split": self.split,
+            "template_names": list(self.template_names),
+            "vocabulary": self.vocabulary,
+            "details": self.details,
+        }
+        metadata = {
+            "format": _FORMAT,
+            "version": str(_VERSION),
+            "header": json.dumps(header, sort_keys=True),
+        }
+        arrays = {key: np.ascontiguousarray(getattr(self, key)) for key in _DTYPES}
+        path = Path(path)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(save(arrays, metadata))
+            os.replace(partial, path)
+        except OSError as error:
+            raise InputError(f"examples cannot be written to {path}: {error.strerror}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, vocabulary: str | None = None) -> "ChoiceExamples":
+        """Reads what `save` wrote.
+
+        Args:
+            path: the file.
+            vocabulary: the identity of the vocabulary that the backbone reads, if known.
+
+        Raises InputError for a file that is missing, damaged, of another kind or a later version,
+        or made with another vocabulary.
+        """
+        metadata, arrays = _read_safetensors(path)
+        if metadata.get("format") != _FORMAT:
+            raise InputError(
+                f"{path} is not a file of prepared examples: its format is "
+                f"{metadata.get('format')!r}, not {_FORMAT!r}; make one with `peft-jax prepare`"
+            )
+        if metadata.get("version") != str(_VERSION):
+            raise InputError(
+                f"{path} has version {metadata.get('version')} of the examples format, this "
+                f"release reads version {_VERSION}: prepare it again"
+            )
+        try:
+            header = json.loads(metadata["header"])
+            header["template_names"] = tuple(header["template_names"])
+            examples = cls(**header, **{key: arrays[key] for key in _DTYPES})
+        except InputError as error:
+            raise InputError(f"{path} is damaged: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path} is damaged: {type(error).__name__} {error}; prepare it again"
+            ) from error
+        if vocabulary is not None and examples.vocabulary != vocabulary:
+            raise InputError(
+                f"{path} was tokenised with another vocabulary (sha256 "
+                f"{examples.vocabulary[:12]}...) than the backbone's ({vocabulary[:12]}...): "
+                "prepare it again with the backbone's own spiece.model"
+            )
+        return examples
+
+    def _ids_at(self, positions: Sequence[int] | slice) -> np.ndarray:
+        ids = self.example_ids
+        if isinstance(positions, slice):
+            return ids[positions]
+        positions = np.asarray(positions, np.int64)
+        outside = positions[(positions < 0) | (positions >= len(ids))]
+        if outside.size:
+            raise InputError(
+                f"{self.task}: example {outside[0]} was asked for, there are {len(ids)} "
+                f"(0 to {len(ids) - 1})"
+            )
+        return ids[positions]
+
+    def _template_index(self, template: int | str) -> int:
+        if isinstance(template, str):
+            if template in self.template_names:
+                return self.template_names.index(template)
+        elif 0 <= template < self.num_templates:
+            return int(template)
+        names = ", ".join(f"{i}: {name}" for i, name in enumerate(self.template_names))
+        raise InputError(f"{self.task} has no template {template!r}; it has {names}")
+
+
+class FewShotSampler:
+    """Infinite training batches as T-Few draws them.
+
+    Each epoch shuffles the examples and drops the last, partial batch; every time that an example
+    is drawn, one of its templates is picked at random (T-Few, section 3.2, and the data module of
+    github.com/r-three/t-few). Batch k is a pure function of (seed, k), so that a run resumed at
+    ``state`` continues exactly; the random streams are numpy's, not torch's.
+
+        sampler = FewShotSampler(examples, batch_size=8, seed=0)
+        batch = next(sampler)       # encoder_input_tokens [8, S], choices [8, C, T], ...
+        sampler.state               # {"epoch": 0, "position": 1}: JSON, and enough to go on
+
+    Raises InputError if a batch is larger than the number of examples (nothing would be left after
+    the partial batch is dropped) or not positive.
+    """
+
+    def __init__(self, examples: ChoiceExamples, batch_size: int, seed: int):
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size}: at least 1 is needed")
+        if batch_size > examples.num_examples:
+            raise InputError(
+                f"batch size {batch_size} is larger than the data: {examples.task} "
+                f"({examples.split}) has {examples.num_examples} examples, and partial batches are "
+                f"dropped; give a batch size of at most {examples.num_examples}"
+            )
+        if seed < 0:
+            raise InputError(f"sampler seed {seed}: a seed is 0 or more")
+        self.examples = examples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.batches_per_epoch = examples.num_examples // batch_size
+        self._rows_of = [np.flatnonzero(examples.example == i) for i in examples.example_ids]
+        self._next = 0
+
+    def batch(self, k: int) -> Batch:
+        """Batch k, counted from 0 over all epochs; see `ChoiceExamples.rows` for its keys."""
+        epoch, position = divmod(k, self.batches_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._rows_of))
+        drawn = order[position * self.batch_size : (position + 1) * self.batch_size]
+        pick = np.random.default_rng([self.seed, epoch, position + 1])
+        return self.examples.rows(np.array([pick.choice(self._rows_of[i]) for i in drawn]))
+
+    @property
+    def state(self) -> dict[str, int]:
+        """Where the next batch stands: {"epoch", "position"}."""
+        epoch, position = divmod(self._next, self.batches_per_epoch)
+        return {"epoch": epoch, "position": position}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Goes on from a `state`. Raises InputError if it cannot be one of this sampler."""
+        epoch, position = state.get("epoch", -1), state.get("position", -1)
+        if epoch < 0 or not 0 <= position < self.batches_per_epoch:
+            raise InputError(
+                f"the data position {state} does not fit {self.batches_per_epoch} batches an epoch:"
+                " was the run started with other data or another batch size?"
+            )
+        self._next = epoch * self.batches_per_epoch + position
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = self.batch(self._next)
+        self._next += 1
+        return batch
+
+
+def evaluation_batches(examples: ChoiceExamples, batch_size: int) -> Iterator[Batch]:
+    """All rows once, in order, in batches of one static shape.
+
+    The last batch is filled up by repeating its last row; ``weight`` [B] float32 is 1 for real rows
+    and 0 for the filling, whose ``row`` is -1. Raises InputError if ``batch_size`` is not positive.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size}: at least 1 is needed")
+    for start in range(0, len(examples), batch_size):
+        row = np.arange(start, start + batch_size, dtype=np.int32)
+        real = row < len(examples)
+        batch = examples.rows(np.minimum(row, len(examples) - 1))
+        batch["row"] = np.where(real, row, np.int32(-1))
+        batch["weight"] = real.astype(np.float32)
+        yield batch
+
+
+def _first_problem(examples: ChoiceExamples) -> str | None:
+    """What is wrong with the arrays, in words; None if nothing is."""
+    for key, dtype in _DTYPES.items():
+        array = getattr(examples, key)
+        if array.dtype != dtype:
+            return f"{key} has dtype {array.dtype}, not {dtype}"
+    rows = examples.label.shape[0] if examples.label.ndim == 1 else -1
+    if rows < 1:
+        return "no rows"
+    mask, choices = examples.choice_mask, examples.choices
+    shapes_fit = (
+        examples.encoder_input_tokens.ndim == 2
+        and choices.ndim == 3
+        and mask.shape == choices.shape[:2]
+        and all(getattr(examples, key).shape[0] == rows for key in _DTYPES)
+        and examples.example.shape == examples.template.shape == (rows,)
+    )
+    if not shapes_fit:
+        shapes = {key: getattr(examples, key).shape for key in _DTYPES}
+        return f"shapes that do not fit together: {shapes}"
+    if not ((examples.label >= 0) & (examples.label < mask.shape[1])).all():
+        return f"a label outside 0 to {mask.shape[1] - 1}"
+    if not mask[np.arange(rows), examples.label].all():
+        return "a label that points at a choice which is not there"
+    if not ((choices != 0).any(axis=2) == mask).all():
+        return "choice_mask does not agree with the choices: a choice has tokens or is masked out"
+    if not ((examples.template >= 0) & (examples.template < examples.num_templates)).all():
+        return f"a template index outside 0 to {examples.num_templates - 1}"
+    return None
+
+
+def _places_used(tokens: np.ndarray, multiple: int) -> int:
+    """One past the last non-pad place over all rows, rounded up to a multiple."""
+    used = int(np.flatnonzero((tokens != 0).reshape(-1, tokens.shape[-1]).any(axis=0))[-1]) + 1
+    return -(-used // multiple) * multiple
+
+
+def _fit_last_axis(tokens: np.ndarray, length: int) -> np.ndarray:
+    """Cuts or zero-pads the last axis to ``length``."""
+    pad = max(0, length - tokens.shape[-1])
+    return np.pad(tokens[..., :length], [(0, 0)] * (tokens.ndim - 1) + [(0, pad)])
+
+
+def _read_safetensors(path: str | os.PathLike) -> tuple[dict[str, str], Batch]:
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise InputError(
+            f"no file of prepared examples at {path}: make one with `peft-jax prepare`"
+        )
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            return file.metadata() or {}, {key: file.get_tensor(key) for key in list(file.keys())}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
