@@ -164,18 +164,17 @@ class ChoiceExamples:
         """
         from safetensors.numpy import save
 
+        # One key, because safetensors writes several in a random order and a file should be
+        # the same, byte for byte, whenever it is made again.
         header = {
+            "version": _VERSION,
             "task": self.task,
             "split": self.split,
             "template_names": list(self.template_names),
             "vocabulary": self.vocabulary,
             "details": self.details,
         }
-        metadata = {
-            "format": _FORMAT,
-            "version": str(_VERSION),
-            "header": json.dumps(header, sort_keys=True),
-        }
+        metadata = {_FORMAT: json.dumps(header, sort_keys=True)}
         arrays = {key: np.ascontiguousarray(getattr(self, key)) for key in _DTYPES}
         path = Path(path)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -200,23 +199,23 @@ class ChoiceExamples:
         or made with another vocabulary.
         """
         metadata, arrays = _read_safetensors(path)
-        if metadata.get("format") != _FORMAT:
+        if _FORMAT not in metadata:
             raise InputError(
-                f"{path} is not a file of prepared examples: its format is "
-                f"{metadata.get('format')!r}, not {_FORMAT!r}; make one with `peft-jax prepare`"
-            )
-        if metadata.get("version") != str(_VERSION):
-            raise InputError(
-                f"{path} has version {metadata.get('version')} of the examples format, this "
-                f"release reads version {_VERSION}: prepare it again"
+                f"{path} is not a file of prepared examples (its metadata has no {_FORMAT!r}): "
+                "make one with `peft-jax prepare`"
             )
         try:
-            header = json.loads(metadata["header"])
+            header = json.loads(metadata[_FORMAT])
+            version = header.pop("version")
+            if version != _VERSION:
+                raise InputError(
+                    f"version {version} of the examples format, this release reads {_VERSION}"
+                )
             header["template_names"] = tuple(header["template_names"])
             examples = cls(**header, **{key: arrays[key] for key in _DTYPES})
         except InputError as error:
-            raise InputError(f"{path} is damaged: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} cannot be used: {error}; prepare it again") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{path} is damaged: {type(error).__name__} {error}; prepare it again"
             ) from error

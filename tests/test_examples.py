@@ -73,27 +73,18 @@ def test_another_vocabulary_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["absent", "text", "cut", "format", "version", "header", "array"]
+    "damage", ["absent", "text", "cut", "format", "version", "header", "names", "array"]
 )
 def test_a_damaged_file_says_so(tmp_path, damage):
+    from safetensors import safe_open
     from safetensors.numpy import load, save_file
 
     path = tmp_path / "toy.safetensors"
     examples = make_examples()
     examples.save(path)
     arrays = load(path.read_bytes())
-    header = {
-        "task": "toy",
-        "split": "train",
-        "template_names": ["a"],
-        "vocabulary": "",
-        "details": {},
-    }
-    metadata = {
-        "format": "peft_jax.choice_examples",
-        "version": "1",
-        "header": json.dumps(header | {"template_names": list(examples.template_names)}),
-    }
+    with safe_open(path, framework="numpy") as file:
+        ((key, header),) = file.metadata().items()
     if damage == "absent":
         path.unlink()
     elif damage == "text":
@@ -103,15 +94,18 @@ def test_a_damaged_file_says_so(tmp_path, damage):
     elif damage == "format":
         save_file(arrays, path, {})
     elif damage == "version":
-        save_file(arrays, path, metadata | {"version": "99"})
+        save_file(arrays, path, {key: header.replace('"version": 1', '"version": 99')})
     elif damage == "header":
-        save_file(arrays, path, metadata | {"header": "{"})
+        save_file(arrays, path, {key: "{"})
+    elif damage == "names":
+        save_file(arrays, path, {key: header.replace(', "template 2"', "")})
     else:
-        save_file({k: v for k, v in arrays.items() if k != "label"}, path, metadata)
+        save_file({k: v for k, v in arrays.items() if k != "label"}, path, {key: header})
     words = {
         "absent": "no file of prepared examples",
         "format": "not a file of prepared examples",
         "version": "version 99",
+        "names": "template index outside",
     }.get(damage, "damaged")
     with pytest.raises(InputError, match=words):
         ChoiceExamples.load(path)
