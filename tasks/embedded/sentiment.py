@@ -1,0 +1,69 @@
+"""Sentiment: opinions, emotions, and which of two places was liked better."""
+
+from __future__ import annotations
+
+from random import Random
+
+from peft_jax.tasks.embedded.lexicon import (
+    ASPECTS,
+    BAD,
+    BLAME,
+    EMOTIONS,
+    GOOD,
+    PEOPLE,
+    PRAISE,
+    TIMES,
+    fill,
+    sentence,
+    two,
+)
+
+REVIEWED = tuple(thing for thing in ASPECTS if thing != "hotel")  # hotels are held out
+EMOTION_NAMES = tuple(EMOTIONS)
+HOTELS = "Bellevue Astoria Bristol Carlton Excelsior Savoy Regina Majestic Metropole Continental"
+
+
+def opinion(rng: Random, thing: str, positive: bool) -> str:
+    """One or two sentences about the thing, some of them with a negated adjective."""
+    aspects = two(rng, ASPECTS[thing])
+    closing = rng.choice(PRAISE if positive else BLAME)
+
+    def said(aspect: str) -> str:
+        if rng.random() < 0.2:
+            return f"the {aspect} was not {rng.choice(BAD if positive else GOOD)}"
+        return f"the {aspect} was {rng.choice(GOOD if positive else BAD)}"
+
+    form = rng.randrange(4)
+    if form == 0:
+        return sentence(f"{said(aspects[0])} and {said(aspects[1])}")
+    if form == 1:
+        return f"{sentence(said(aspects[0]))} {sentence(closing)}"
+    if form == 2:
+        return sentence(f"{closing}, {said(aspects[0])}")
+    return sentence(said(aspects[0]))
+
+
+def review(rng: Random) -> dict:
+    """{text, thing, label} (0 positive, 1 negative): a review of a film, a book, a phone ..."""
+    label, thing = rng.randrange(2), rng.choice(REVIEWED)
+    return {"text": opinion(rng, thing, positive=label == 0), "thing": thing, "label": label}
+
+
+def emotion(rng: Random) -> dict:
+    """{text, name, label}: what somebody felt, label an index of `EMOTION_NAMES`."""
+    label, name = rng.randrange(len(EMOTION_NAMES)), rng.choice(PEOPLE)
+    text = fill(rng.choice(EMOTIONS[EMOTION_NAMES[label]]), name)
+    return {"text": sentence(f"{rng.choice(TIMES)} {text}"), "name": name, "label": label}
+
+
+def better_hotel(rng: Random) -> dict:
+    """{review1, review2, choice1, choice2, label}: the hotel with the good review."""
+    label = rng.randrange(2)
+    hotels = two(rng, HOTELS.split())
+    return {
+        "review1": opinion(rng, "hotel", positive=label == 0),
+        "review2": opinion(rng, "hotel", positive=label == 1),
+        "choice1": hotels[0],
+        "choice2": hotels[1],
+        "label": label,
+    }
