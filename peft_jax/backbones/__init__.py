@@ -1,0 +1,87 @@
+"""Backbones: named configurations, checkpoints, and the places where methods attach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peft_jax import tree
+from peft_jax.backbones import t5
+from peft_jax.backbones.base import (
+    Backbone,
+    Slot,
+    abstract_backbone,
+    check_slots,
+    find_modules,
+    identity,
+    init_backbone,
+    slots,
+)
+from peft_jax.errors import InputError
+from peft_jax.transformer import Config
+
+__all__ = [
+    "CONFIGS",
+    "Backbone",
+    "Slot",
+    "abstract_backbone",
+    "backbone_config",
+    "check_slots",
+    "find_modules",
+    "identity",
+    "init_backbone",
+    "load_backbone",
+    "save_backbone",
+    "slots",
+]
+
+CONFIGS: dict[str, Config] = dict(t5.CONFIGS)
+"""Named configurations of published models."""
+
+TINY = Path(__file__).parent / "tiny"
+"""The embedded backbone: a tiny T5 v1.1 in Hugging Face format, trained by this project."""
+
+
+def backbone_config(name: str) -> Config:
+    """The configuration of a published model, such as "t5_v1_1_small" or "t0_11b"."""
+    if name not in CONFIGS:
+        raise InputError(f"no backbone is named {name!r}; {tree.nearest(name, CONFIGS)}")
+    return CONFIGS[name]
+
+
+def load_backbone(source: str | Path, dtype: Any = None, **run: Any) -> Backbone:
+    """Loads a frozen backbone.
+
+    Args:
+      source: "tiny" for the embedded one, or a Hugging Face folder.
+      dtype: of the frozen weights; None means bfloat16 on an accelerator, float32 on a CPU.
+      **run: fields of :class:`~peft_jax.transformer.Config` to change, such as ``dropout=0.0`` or
+        ``remat="full"``.
+
+    Raises:
+      InputError: what is there cannot be read; the message says what, where, and what would do.
+    """
+    from peft_jax.backbones import hugging_face
+
+    if str(source) in CONFIGS and not Path(source).exists():
+        raise InputError(
+            f"{source!r} names a configuration; its weights are not part of this package. Give "
+            "the path of a Hugging Face folder, or use init_backbone for random weights"
+        )
+    accelerated = jax.default_backend() != "cpu"
+    if dtype is None:
+        dtype = jnp.bfloat16 if accelerated else jnp.float32
+    folder = TINY if str(source) == "tiny" else Path(source)
+    backbone = hugging_face.read_backbone(folder, dtype)
+    run = {"activation_dtype": "bfloat16" if accelerated else "float32"} | run
+    return backbone.replace(**run)
+
+
+def save_backbone(folder: str | Path, backbone: Backbone) -> Path:
+    """Writes a backbone as a Hugging Face folder; see ``hugging_face.write_backbone``."""
+    from peft_jax.backbones import hugging_face
+
+    return hugging_face.write_backbone(folder, backbone)

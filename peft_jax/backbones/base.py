@@ -1,0 +1,160 @@
+"""The backbone: a configuration and a plain tree of parameters, and where methods may attach."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peft_jax import transformer, tree
+from peft_jax.errors import InputError
+from peft_jax.transformer import Batch, Config
+from peft_jax.tree import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A frozen transformer. As a pytree its children are the parameters; the rest is static.
+
+    Attributes:
+      params: nested dict of arrays, see :mod:`peft_jax.transformer`.
+      config: what the parameters mean.
+      name: where it came from: a named configuration or a folder.
+      vocabulary: path of its SentencePiece model, or None.
+    """
+
+    params: Params
+    config: Config = dataclasses.field(metadata={"static": True})
+    name: str = dataclasses.field(default="", metadata={"static": True})
+    vocabulary: Path | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def logits(self, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        """Logits [B, T, V] float32 of a batch with the keys of seqio's feature converters.
+
+        Args:
+          params: this backbone's tree, alone or merged with a method's leaves.
+          batch: ``encoder_input_tokens`` [B, S] and ``decoder_input_tokens`` [B, T] int32.
+          key: for dropout; None means evaluation.
+        """
+        return transformer.logits(self.config, params, batch, key)
+
+    def replace(self, **changes: Any) -> Backbone:
+        """The same backbone with fields of its configuration changed (dropout, remat, ...)."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
+
+
+def init_backbone(
+    config: Config, key: jax.Array, dtype: Any = jnp.float32, name: str = "random"
+) -> Backbone:
+    """A backbone with random weights: for tests, benchmarks and pretraining."""
+    return Backbone(transformer.init(key, config, dtype), config, name)
+
+
+def abstract_backbone(config: Config, dtype: Any = jnp.float32, name: str = "") -> Backbone:
+    """A backbone of ``jax.ShapeDtypeStruct``: sizes and counts without memory.
+
+    >>> jax.eval_shape(method.init, jax.random.key(0), abstract_backbone(config))  # doctest: +SKIP
+    """
+    return Backbone(transformer.abstract(config, dtype), config, name)
+
+
+# Fields that change how a backbone is run but not what it computes at evaluation.
+RUN_FIELDS = ("dropout", "remat", "activation_dtype")
+
+
+def identity(backbone: Backbone) -> dict[str, Any]:
+    """What an adapter remembers of the backbone that it was made for.
+
+    ``config`` holds every field that fixes the function; ``fingerprint`` is a hash over the shape
+    and the first entries of every tensor, rounded to bfloat16 so that it does not depend on the
+    precision the weights were loaded in.
+    """
+    config = dataclasses.asdict(backbone.config)
+    for field in RUN_FIELDS:
+        del config[field]
+    digest = hashlib.sha256()
+    for path, leaf in sorted(tree.flatten(backbone.params).items()):
+        head = leaf[(0,) * (leaf.ndim - 1)][:64]
+        digest.update(f"{path}{leaf.shape}".encode())
+        digest.update(np.asarray(head.astype(jnp.bfloat16)).view(np.uint16).tobytes())
+    return {
+        "name": backbone.name,
+        "config": config,
+        "fingerprint": digest.hexdigest()[:32],
+    }
+
+
+# --------------------------------------------------------------------------------------------
+# Slots: every place where a trainable leaf may sit
+# --------------------------------------------------------------------------------------------
+class Slot(NamedTuple):
+    """A place for a trainable leaf.
+
+    Attributes:
+      kind: "lora_a", "lora_b", "ia3", "prompt", or "parameter" (one of the backbone's own).
+      shape: with the layer axis in front; a string is a size that the method chooses.
+    """
+
+    kind: str
+    shape: tuple[int | str, ...]
+
+
+def slots(config: Config) -> dict[str, Slot]:
+    """Path -> :class:`Slot` for every leaf that :mod:`peft_jax.layers` looks for."""
+    found: dict[str, Slot] = {}
+    for path, spec in tree.flatten(transformer.specification(config)).items():
+        found[path] = Slot("parameter", spec.shape)
+        module, _, leaf = path.rpartition("/")
+        if leaf != "kernel":
+            continue
+        *stack, inputs, outputs = spec.shape
+        found[f"{module}/lora_a"] = Slot("lora_a", (*stack, inputs, "rank"))
+        found[f"{module}/lora_b"] = Slot("lora_b", (*stack, "rank", outputs))
+        found[f"{module}/ia3"] = Slot("ia3", (*stack, outputs))
+        if module.endswith("/wo"):
+            found[f"{module.removesuffix('/wo')}/ia3"] = Slot("ia3", (*stack, inputs))
+    for stack in ("encoder", "decoder"):
+        found[f"{stack}/prompt"] = Slot("prompt", ("length", config.d_model))
+    return found
+
+
+def find_modules(config: Config, kind: str, targets: str | Iterable[str]) -> dict[str, Slot]:
+    """Modules whose path ends as a target says, with the slot of that kind in each.
+
+    >>> find_modules(config, "lora_a", "attention/(query|value)")  # doctest: +SKIP
+    {'encoder/layers/attention/query': Slot('lora_a', (8, 512, 'rank')), ...}
+
+    Raises:
+      InputError: a target matches no module, with the nearest ones.
+    """
+    modules = {
+        path.rpartition("/")[0]: slot for path, slot in slots(config).items() if slot.kind == kind
+    }
+    return {module: modules[module] for module in tree.match(targets, modules)}
+
+
+def check_slots(bound: Params, config: Config) -> None:
+    """Raises InputError unless every leaf sits in a slot and has its shape."""
+    places = slots(config)
+    sizes: dict[tuple[str, str], int] = {}
+    for path, leaf in tree.flatten(bound).items():
+        if path not in places:
+            raise InputError(
+                f"no layer of this backbone reads a leaf at {path!r}; "
+                f"{tree.nearest(path, places)}"
+            )
+        wanted = places[path].shape
+        module = path.rpartition("/")[0]
+        fits = len(wanted) == len(leaf.shape) and all(
+            sizes.setdefault((module, want), have) == have if isinstance(want, str) else want == have
+            for want, have in zip(wanted, leaf.shape, strict=True)
+        )
+        if not fits:
+            raise InputError(f"leaf {path!r} has shape {leaf.shape}; its slot wants {wanted}")

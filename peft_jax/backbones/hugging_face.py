@@ -1,0 +1,275 @@
+"""Hugging Face checkpoint folders, read and written tensor by tensor.
+
+A folder holds ``config.json`` and either ``model.safetensors``, several safetensors files with
+``model.safetensors.index.json``, or ``pytorch_model*.bin`` (read only, and only where torch is
+installed). Tensors are streamed into the stacked tree one at a time, so that peak memory stays
+near one copy of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peft_jax import transformer, tree
+from peft_jax.backbones import t5
+from peft_jax.backbones.base import Backbone
+from peft_jax.backbones.names import Rule
+from peft_jax.errors import InputError
+from peft_jax.transformer import Config
+from peft_jax.tree import Params
+
+FAMILIES = {"t5": t5, "mt5": t5}
+
+VOCABULARY = "spiece.model"
+
+
+class Tensor(NamedTuple):
+    """A tensor in a file: its shape, and a function that reads it as a NumPy array."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+# --------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed ``config.json``; InputError where it is missing, broken or of a foreign family."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise InputError(f"no checkpoint folder at {folder}")
+    if not path.is_file():
+        raise InputError(f"{folder} is no Hugging Face folder: it has no config.json")
+    try:
+        fields = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+    family = fields.get("model_type")
+    if family not in FAMILIES:
+        raise InputError(
+            f"{path}: model_type {family!r} is not supported; one of {', '.join(FAMILIES)}"
+        )
+    return fields
+
+
+def open_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder by name, not yet read."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = ["model.safetensors"] if (folder / "model.safetensors").is_file() else []
+    if names:
+        return _open_safetensors([folder / name for name in names])
+    files = sorted(folder.glob("pytorch_model*.bin"))
+    if files:
+        return _open_torch(files)
+    raise InputError(
+        f"{folder} has no weights: expected model.safetensors, model.safetensors.index.json or "
+        "pytorch_model.bin"
+    )
+
+
+def _open_safetensors(files: list[Path]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            opened = safe_open(path, framework="np")
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing, but the index names it") from None
+        except SafetensorError as error:
+            raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+        for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+            shape = tuple(opened.get_slice(name).get_shape())
+            tensors[name] = Tensor(shape, lambda f=opened, n=name: f.get_tensor(n))
+    return tensors
+
+
+def _open_torch(files: list[Path]) -> dict[str, Tensor]:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f"{files[0]} is a torch file: install torch, or convert it to safetensors"
+        ) from None
+
+    def reader(tensor):
+        # NumPy has no bfloat16 of torch's; float32 holds it exactly.
+        return lambda: tensor.detach().to(torch.float32).numpy()
+
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises a dozen kinds for a damaged file
+            raise InputError(f"{path} is not a readable torch file: {error}") from None
+        tensors |= {name: Tensor(tuple(t.shape), reader(t)) for name, t in state.items()}
+    return tensors
+
+
+def read_backbone(folder: str | Path, dtype: Any = jnp.float32) -> Backbone:
+    """The backbone of a Hugging Face folder, its floating tensors in ``dtype``.
+
+    Raises:
+      InputError: a missing or malformed file; a tensor that the family's table doesn't know, that
+        is missing, or whose shape is not what config.json says. Nothing is read before that is
+        checked for all of them.
+    """
+    folder = Path(folder)
+    fields = read_config(folder)
+    family = FAMILIES[fields["model_type"]]
+    tensors = open_tensors(folder)
+    tensors = _drop_aliases(family, fields, tensors)
+    try:
+        config = family.config_from_hugging_face(fields, "lm_head.weight" not in tensors)
+    except KeyError as error:
+        raise InputError(f"{folder / 'config.json'} lacks the field {error}") from None
+    rules = family.hugging_face_rules(config)
+    _check_tensors(folder, config, rules, tensors)
+    params = tree.unflatten({r.ours: _read_rule(config, r, tensors, dtype) for r in rules})
+    vocabulary = folder / VOCABULARY
+    return Backbone(
+        params, config, folder.name, vocabulary.resolve() if vocabulary.is_file() else None
+    )
+
+
+def _drop_aliases(family, fields, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without second names of the embedding, and without a head that is only a copy of it."""
+    tensors = {name: t for name, t in tensors.items() if name not in family.UNUSED}
+    for alias in family.EMBEDDING_ALIASES:
+        held = tensors.pop(alias, None)
+        if held is not None:
+            tensors.setdefault("shared.weight", held)
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("shared.weight")
+    may_be_tied = fields.get("tie_word_embeddings", True)
+    if head and embedding and may_be_tied and head.shape == embedding.shape:
+        if np.array_equal(head.read(), embedding.read()):
+            del tensors["lm_head.weight"]
+    elif not head and fields.get("tie_word_embeddings") is False:
+        raise InputError("tensor lm_head.weight is missing: config.json says the head is not tied")
+    return tensors
+
+
+def _depth(config: Config, path: str) -> int:
+    return config.encoder_layers if path.startswith("encoder/") else config.decoder_layers
+
+
+def _check_tensors(
+    folder: Path, config: Config, rules: list[Rule], tensors: dict[str, Tensor]
+) -> None:
+    specs = tree.flatten(transformer.specification(config))
+    known: set[str] = set()
+    for rule in rules:
+        shape = specs[rule.ours].shape
+        wanted = shape[1:] if rule.stacked else shape
+        wanted = wanted[::-1] if rule.transpose else wanted
+        for _, name in rule.names(_depth(config, rule.ours)):
+            known.add(name)
+            if name not in tensors:
+                raise InputError(f"{folder}: tensor {name} is missing; {tree.nearest(name, tensors)}")
+            if tensors[name].shape != wanted:
+                raise InputError(
+                    f"{folder}: tensor {name} has shape {tensors[name].shape}; "
+                    f"config.json asks for {wanted}"
+                )
+    unknown = sorted(set(tensors) - known)
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise InputError(
+            f"{folder}: tensor {', '.join(unknown[:3])}{more} is not part of a "
+            f"{config.family} of this configuration"
+        )
+
+
+def _read_rule(config: Config, rule: Rule, tensors: dict[str, Tensor], dtype) -> jax.Array:
+    """One leaf of our tree: the tensors of a row, transposed and stacked as they are read."""
+    out = None
+    depth = _depth(config, rule.ours)
+    for layer, name in rule.names(depth):
+        array = tensors[name].read()
+        array = array.T if rule.transpose else array
+        if layer is None:
+            return jnp.asarray(array.astype(dtype))
+        if out is None:
+            out = np.empty((depth, *array.shape), dtype)
+        out[layer] = array
+    return jnp.asarray(out)
+
+
+# --------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------
+def write_backbone(
+    folder: str | Path, backbone: Backbone, max_shard_bytes: int = 5 * 2**30
+) -> Path:
+    """Writes a folder that transformers loads as the same model; returns it.
+
+    Args:
+      backbone: its parameters are written in the dtype that they have.
+      max_shard_bytes: a model beyond this is split over several files with an index.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    family = FAMILIES[backbone.config.family]
+    rules = family.hugging_face_rules(backbone.config)
+    shards = _plan_shards(backbone, rules, max_shard_bytes)
+    files = [
+        "model.safetensors"
+        if len(shards) == 1
+        else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        for i in range(len(shards))
+    ]
+    for file, shard in zip(files, shards, strict=True):
+        _write_safetensors(folder / file, {n: _slice(backbone.params, *s) for n, s in shard.items()})
+    if len(shards) > 1:
+        weight_map = {name: f for f, shard in zip(files, shards, strict=True) for name in shard}
+        total = tree.size_in_bytes(backbone.params)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    fields = family.config_to_hugging_face(backbone.config)
+    fields["torch_dtype"] = str(jax.tree.leaves(backbone.params)[0].dtype)
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    if backbone.vocabulary is not None and folder / VOCABULARY != backbone.vocabulary:
+        (folder / VOCABULARY).write_bytes(backbone.vocabulary.read_bytes())
+    return folder
+
+
+def _plan_shards(backbone, rules, max_bytes) -> list[dict[str, tuple[Rule, int | None]]]:
+    """Which tensor goes into which file, by name; a file is closed when the next would not fit."""
+    shards: list[dict] = [{}]
+    used = 0
+    for rule in rules:
+        leaf = tree.get(backbone.params, rule.ours)
+        for layer, name in rule.names(_depth(backbone.config, rule.ours)):
+            size = tree.size_in_bytes(leaf) // (leaf.shape[0] if rule.stacked else 1)
+            if used and used + size > max_bytes:
+                shards.append({})
+                used = 0
+            shards[-1][name] = (rule, layer)
+            used += size
+    return shards
+
+
+def _slice(params: Params, rule: Rule, layer: int | None) -> np.ndarray:
+    leaf = tree.get(params, rule.ours)
+    array = np.asarray(leaf if layer is None else leaf[layer])
+    return np.ascontiguousarray(array.T if rule.transpose else array)
+
+
+def _write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Written beside its place and moved there: a file that exists is whole."""
+    from safetensors.numpy import save_file
+
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    os.replace(temporary, path)

@@ -1,0 +1,31 @@
+"""Declarative name tables: our stacked paths against the per-layer tensors of another format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Rule(NamedTuple):
+    """One row of a family's table, read in both directions.
+
+    Attributes:
+      ours: path in our tree; stacked over layers [L, ...] if ``theirs`` names a layer.
+      theirs: the other format's name, with ``{layer}`` where it counts layers.
+      transpose: whether the other format keeps the matrix as [out, in].
+    """
+
+    ours: str
+    theirs: str
+    transpose: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        return "{layer}" in self.theirs
+
+    def names(self, depth: int) -> Iterator[tuple[int | None, str]]:
+        """(layer, name) of every tensor of the row; the layer is None where it is not stacked."""
+        if self.stacked:
+            yield from ((i, self.theirs.format(layer=i)) for i in range(depth))
+        else:
+            yield None, self.theirs

@@ -1,0 +1,288 @@
+"""The building blocks that every backbone is made of, and the trainable leaves that they look for.
+
+A block reads a small dict of parameters. Beside its own leaves it looks for optional ones, which
+is all that a PEFT method ever adds; no block knows a method or its configuration:
+
+====================  =========================  ==============================================
+leaf                  beside                     effect
+====================  =========================  ==============================================
+``lora_a``/``lora_b``  ``kernel`` [in, out]      output += (x @ lora_a) @ lora_b
+``lora_dropout``      ``lora_a``                 rate of the dropout on x in that branch alone
+``bias``              ``kernel`` [in, out]       output += bias
+``ia3``               ``kernel`` [in, out]       output *= ia3 (after LoRA and bias)
+``ia3``               ``wi*``, ``wo`` of an MLP  hidden activations *= ia3, just before ``wo``
+``prompt``            a stack's ``layers``       rows in front of the embedded tokens
+====================  =========================  ==============================================
+
+Shapes: B inputs, N sequences (B times the choices of an input), T query and S key positions,
+H heads of K entries, D = d_model, F = d_ff. Softmax, norm statistics and logits are float32.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peft_jax.tree import Params
+
+# Added to the logits of masked positions. Finite, so that a row with every position masked (a
+# padding example in the last batch) gives a uniform softmax and no NaN.
+MASKED = -1e9
+
+
+# --------------------------------------------------------------------------------------------
+# Matrix products with frozen weights
+# --------------------------------------------------------------------------------------------
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """``x @ kernel`` in x's dtype; [..., in] x [in, out] -> [..., out].
+
+    With equal dtypes this is a plain product. A kernel of lower precision than x (bfloat16 weights
+    under float32 activations) is used as it is, with float32 accumulation: x is rounded to the
+    kernel's dtype, never the kernel converted up. Left to itself, the backward pass would convert
+    the kernel, and inside a scan keep that second copy of the whole model.
+    """
+    if x.dtype == kernel.dtype:
+        return x @ kernel
+    return _mixed_matmul(x, kernel)
+
+
+def _contract(x, kernel, axis):
+    dims = (((x.ndim - 1,), (axis,)), ((), ()))
+    return jax.lax.dot_general(
+        x.astype(kernel.dtype), kernel, dims, preferred_element_type=jnp.float32
+    ).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _mixed_matmul(x, kernel):
+    return _contract(x, kernel, 0)
+
+
+def _mixed_matmul_forward(x, kernel):
+    # `perturbed` is known while tracing: a frozen kernel needs neither its gradient nor x for it.
+    saved = x.value if kernel.perturbed else None
+    return _contract(x.value, kernel.value, 0), (saved, kernel.value)
+
+
+def _mixed_matmul_backward(residuals, cotangent):
+    x, kernel = residuals
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
+    d_x = _contract(cotangent, kernel, 1)
+    if x is None:
+        return d_x, None
+    d_kernel = jnp.einsum(
+        "ni,no->io",
+        x.reshape(-1, x.shape[-1]),
+        cotangent.reshape(-1, cotangent.shape[-1]),
+        preferred_element_type=jnp.float32,
+    )
+    return d_x, d_kernel.astype(kernel.dtype)
+
+
+_mixed_matmul.defvjp(_mixed_matmul_forward, _mixed_matmul_backward, symbolic_zeros=True)
+
+
+def linear(params: Params, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """A projection with its optional LoRA factors, bias and (IA)³ vector.
+
+    Args:
+      params: ``kernel`` [in, out] and any of ``lora_a`` [in, r], ``lora_b`` [r, out],
+        ``lora_dropout`` [], ``bias`` [out], ``ia3`` [out].
+      x: [..., in].
+      key: for LoRA's dropout; None means evaluation.
+    """
+    y = matmul(x, params["kernel"])
+    if "lora_a" in params:
+        inputs = x
+        if key is not None and "lora_dropout" in params:
+            inputs = dropout(key, x, params["lora_dropout"])
+        low_rank = inputs @ params["lora_a"].astype(x.dtype)
+        y = y + low_rank @ params["lora_b"].astype(x.dtype)
+    if "bias" in params:
+        y = y + params["bias"].astype(x.dtype)
+    if "ia3" in params:
+        y = y * params["ia3"].astype(x.dtype)
+    return y
+
+
+def fold_linear(params: Params) -> Params:
+    """The plain ``kernel`` (and ``bias``) that computes what :func:`linear` does at evaluation.
+
+    Sums and products are taken in float32 and rounded once. Leading (layer) axes are kept.
+    """
+    kernel = params["kernel"]
+    folded = kernel.astype(jnp.float32)
+    bias = params.get("bias")
+    bias = None if bias is None else bias.astype(jnp.float32)
+    if "lora_a" in params:
+        folded = folded + params["lora_a"] @ params["lora_b"]
+    if "ia3" in params:
+        folded = folded * params["ia3"][..., None, :]
+        bias = None if bias is None else bias * params["ia3"]
+    out = {"kernel": folded.astype(kernel.dtype)}
+    if bias is not None:
+        out["bias"] = bias.astype(params["bias"].dtype)
+    return out
+
+
+# --------------------------------------------------------------------------------------------
+# Dropout
+# --------------------------------------------------------------------------------------------
+def dropout(key: jax.Array | None, x: jax.Array, rate: float | jax.Array) -> jax.Array:
+    """Zeroes entries with probability ``rate`` and scales the others up; identity without a key.
+
+    Drawn from 16 random bits an entry, half the cost of a float: the rate is rounded to a
+    multiple of 2**-16 and the scale is exact for the rounded rate.
+    """
+    if key is None or (isinstance(rate, float | int) and rate == 0):
+        return x
+    threshold = jnp.round(jnp.asarray(rate, jnp.float32) * 65536)
+    keep = jax.random.bits(key, x.shape, jnp.uint16) >= threshold.astype(jnp.uint16)
+    scale = 65536 / (65536 - threshold)
+    return jnp.where(keep, x * scale.astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+def site_key(key: jax.Array | None, site: int) -> jax.Array | None:
+    """A key of its own for each place in a layer where dropout acts."""
+    return None if key is None else jax.random.fold_in(key, site)
+
+
+# --------------------------------------------------------------------------------------------
+# Norms, activations, feed-forward
+# --------------------------------------------------------------------------------------------
+def rms_norm(params: Params, x: jax.Array, epsilon: float) -> jax.Array:
+    """x / rms(x) * scale, without mean or bias (Zhang & Sennrich 2019; T5's LayerNorm)."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+    return y.astype(x.dtype) * params["scale"].astype(x.dtype)
+
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+}
+
+
+def mlp(
+    params: Params, x: jax.Array, activation: str, rate: float, key: jax.Array | None
+) -> jax.Array:
+    """wo(act(wi x)), or wo(act(wi_0 x) * (wi_1 x)) where the feed-forward is gated. [..., D].
+
+    An ``ia3`` leaf [F] scales the hidden activations just before ``wo``. That is the paper's
+    l_ff (Liu et al. 2022, section 3.3); for gated layers it equals scaling ``wi_1``'s output, as
+    the released T-Few code does.
+    """
+    act = ACTIVATIONS[activation]
+    if "wi" in params:
+        hidden = act(linear(params["wi"], x, site_key(key, 0)))
+    else:
+        gate = act(linear(params["wi_0"], x, site_key(key, 0)))
+        hidden = gate * linear(params["wi_1"], x, site_key(key, 1))
+    if "ia3" in params:
+        hidden = hidden * params["ia3"].astype(x.dtype)
+    hidden = dropout(site_key(key, 2), hidden, rate)
+    return linear(params["wo"], hidden, site_key(key, 3))
+
+
+# --------------------------------------------------------------------------------------------
+# Attention
+# --------------------------------------------------------------------------------------------
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """[..., T, H*K] -> [..., T, H, K]."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def keys_values(
+    params: Params, x: jax.Array, heads: int, key: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [B, S, H, K] of an attention over x [B, S, D]."""
+    k = linear(params["key"], x, site_key(key, 0))
+    v = linear(params["value"], x, site_key(key, 1))
+    return split_heads(k, heads), split_heads(v, heads)
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array,
+    rate: float,
+    key: jax.Array | None,
+) -> jax.Array:
+    """softmax(q k + bias) v, without 1/sqrt(K): T5 folds it into the initialisation.
+
+    Args:
+      q: [N, T, H, K]; k, v: [B, S, H, K] with N a multiple of B. The N // B sequences that belong
+        to one input are folded into its query axis, so keys and values are shared, not repeated.
+      bias: float32, broadcastable to [B, H, T, S] (of B and T as folded, if they are not 1).
+      rate, key: dropout on the attention weights.
+    Returns:
+      [N, T, H*K] in q's dtype.
+    """
+    n, t, heads, width = q.shape
+    q = q.reshape(k.shape[0], -1, heads, width)
+    logits = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits + bias, axis=-1).astype(v.dtype)
+    weights = dropout(key, weights, rate)
+    out = jnp.einsum("bhts,bshk->bthk", weights, v)
+    return out.reshape(n, t, heads * width)
+
+
+def mask_bias(mask: jax.Array) -> jax.Array:
+    """0 where the mask is true, a large negative number elsewhere; float32."""
+    return jnp.where(mask, 0.0, MASKED).astype(jnp.float32)
+
+
+# --------------------------------------------------------------------------------------------
+# T5's relative position bias
+# --------------------------------------------------------------------------------------------
+def _bucket_of_distance(bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
+    """Bucket of key - query for -max_distance .. max_distance (further distances share the last).
+
+    Half of the buckets are exact, the others grow logarithmically up to ``max_distance`` (Raffel
+    et al. 2020, section 2.1). Computed in float32 as the public code does, so that the edges of
+    the buckets agree; a table, so that nothing is computed on the device.
+    """
+    distance = np.arange(-max_distance, max_distance + 1)
+    offset = np.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        offset = np.where(distance > 0, buckets, 0)
+        back = np.abs(distance)
+    else:
+        back = np.maximum(-distance, 0)
+    exact = buckets // 2
+    ratio = np.log(np.maximum(back, 1).astype(np.float32) / np.float32(exact), dtype=np.float32)
+    steps = ratio / np.float32(math.log(max_distance / exact)) * np.float32(buckets - exact)
+    far = np.minimum(exact + steps.astype(np.int32), buckets - 1)
+    return offset + np.where(back < exact, back, far)
+
+
+def relative_bias(
+    table: jax.Array,
+    query_positions: jax.Array,
+    key_positions: jax.Array,
+    *,
+    bidirectional: bool,
+    max_distance: int,
+) -> jax.Array:
+    """T5's additive attention bias.
+
+    Args:
+      table: [buckets, H].
+      query_positions: [T] int32; key_positions: [S] int32.
+    Returns:
+      [1, H, T, S] float32.
+    """
+    buckets = _bucket_of_distance(bidirectional, table.shape[0], max_distance)
+    by_distance = table.astype(jnp.float32)[buckets]  # [2 * max_distance + 1, H]
+    distance = key_positions[None, :] - query_positions[:, None]
+    index = jnp.clip(distance, -max_distance, max_distance) + max_distance
+    return jnp.transpose(by_distance[index], (2, 0, 1))[None]

@@ -1,0 +1,25 @@
+"""Full fine-tuning, as a method like the others: the baseline that the sources compare with."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from peft_jax import tree
+from peft_jax.backbones.base import Backbone
+from peft_jax.methods.base import Method, make_method
+from peft_jax.tree import Params
+
+
+def full() -> Method:
+    """Trains a float32 copy of every parameter; bound leaves take the frozen ones' places."""
+
+    def init(key: jax.Array, backbone: Backbone) -> Params:
+        del key  # starts at the backbone
+        # A true copy: the step donates the stored tree and must not free the backbone with it.
+        return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), backbone.params)
+
+    def bind(stored: Params) -> Params:
+        return tree.map_with_path(lambda _, leaf: leaf, stored)
+
+    return make_method(init, bind, {"name": "full"}, foldable=True)

@@ -1,0 +1,121 @@
+"""Rank classification: the log-probability of every answer choice, each input encoded once.
+
+A choice's score is its log-probability given the input, divided by its length as T-Few does
+(Brown et al. 2020, section 2.4; Liu et al. 2022, section 3.2) or summed as T0 does. The choices of
+an example share its encoder states and cross-attention keys and values, and where all of them
+together would not fit into a memory budget they are run in equal parts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peft_jax import losses, transformer
+from peft_jax.backbones.base import Backbone
+from peft_jax.transformer import Batch, Config
+from peft_jax.tree import Params
+
+MEMORY_BUDGET = 1 << 30
+"""Bytes that the decoder may hold while it scores, where a caller names no other budget."""
+
+
+def choice_log_probs(
+    config: Config,
+    params: Params,
+    batch: Batch,
+    key: jax.Array | None = None,
+    *,
+    memory_budget: int = MEMORY_BUDGET,
+) -> jax.Array:
+    """Log-probability of every token of every choice.
+
+    Args:
+      batch: ``encoder_input_tokens`` [B, S]; ``choices`` [B, C, T] int32, each ending in EOS and
+        padded with the pad id; ``choice_mask`` [B, C] is not read here.
+      key: for dropout; None means evaluation.
+      memory_budget: bytes for the decoder's work at one time; the choices are run in as few equal
+        parts as keep within it.
+    Returns:
+      [B, C, T] float32; what stands at padding has no meaning (mask with ``choices != pad``).
+    """
+    encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
+    encoded = transformer.encode(config, params, batch, encoder_key)
+    choices = batch["choices"]
+    b, c, t = choices.shape
+    parts = choice_parts(config, b, c, t, memory_budget)
+    if parts == 1:
+        return _score_part(config, params, encoded, choices, decoder_key)
+
+    # Computed once for all parts, which the layers would otherwise repeat in each of them.
+    cross = transformer.cross_keys_values(config, params, encoded)
+    size = -(-c // parts)
+    padded = jnp.pad(choices, ((0, 0), (0, parts * size - c), (0, 0)))
+    padded = jnp.moveaxis(padded.reshape(b, parts, size, t), 1, 0)
+    keys = None if decoder_key is None else jax.random.split(decoder_key, parts)
+
+    # A gradient through the parts keeps their inputs only and runs each part again.
+    @jax.checkpoint
+    def part(arguments):
+        return _score_part(config, params, encoded, *arguments, cross=cross)
+
+    scored = jnp.moveaxis(jax.lax.map(part, (padded, keys)), 0, 1)
+    return scored.reshape(b, parts * size, t)[:, :c]
+
+
+def _score_part(config, params, encoded, choices, key, cross=None) -> jax.Array:
+    b, c, t = choices.shape
+    targets = choices.reshape(b * c, t)
+    inputs = transformer.shift_right(config, targets)
+    hidden = transformer.decode(config, params, encoded, inputs, key, cross=cross)
+    logits = transformer.head(config, params, hidden)
+    return losses.token_log_probs(logits, targets).reshape(b, c, t)
+
+
+def choice_parts(config: Config, b: int, c: int, t: int, memory_budget: int) -> int:
+    """Into how many parts C choices of T tokens are split, for B inputs and a budget in bytes.
+
+    A token costs its logits in float32 twice (the logits, and their exponentials on the way to the
+    normaliser) and the widest activations of one decoder layer.
+    """
+    width = 8 * config.vocab_size + 4 * (2 * config.d_ff + 4 * config.inner + 4 * config.d_model)
+    per_choice = b * t * width
+    together = max(1, int(memory_budget // per_choice))
+    parts = math.ceil(c / min(together, c))
+    return parts
+
+
+def score_choices(
+    backbone: Backbone,
+    params: Params,
+    batch: Batch,
+    *,
+    length_normalization: float = 1.0,
+    memory_budget: int = MEMORY_BUDGET,
+) -> jax.Array:
+    """Scores of all choices of every example; the highest is the prediction.
+
+    Args:
+      backbone: whose ``params``, alone or merged with a method's leaves, do the scoring.
+      batch: ``encoder_input_tokens`` [B, S], ``choices`` [B, C, T] and ``choice_mask`` [B, C],
+        true where a choice exists (examples may have different numbers of them).
+      length_normalization: the summed log-probability is divided by length ** this; 1 is the mean
+        over tokens (T-Few), 0 the sum (T0). EOS counts as a token.
+    Returns:
+      [B, C] float32 log-probabilities; -inf where no choice is.
+    """
+    log_probs = choice_log_probs(
+        backbone.config, params, batch, memory_budget=memory_budget
+    )
+    scores = losses.choice_scores(
+        log_probs, batch["choices"], length_normalization=length_normalization
+    )
+    return jnp.where(batch["choice_mask"], scores, -jnp.inf)
+
+
+def predictions(scores: Any) -> jax.Array:
+    """Index [B] of the best choice."""
+    return jnp.argmax(scores, axis=-1)

@@ -1,0 +1,136 @@
+"""Plain nested dicts of arrays, addressed by paths such as ``encoder/layers/attention/key/kernel``."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from peft_jax.errors import InputError
+
+Params = dict[str, Any]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": x}}`` becomes ``{"a/b": x}``; leaves are whatever is not a mapping."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}/{key}" if prefix else key
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, path))
+        else:
+            flat[path] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> Params:
+    """The inverse of :func:`flatten`.
+
+    Raises:
+      InputError: one path lies inside another (``a`` and ``a/b``).
+    """
+    tree: Params = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise InputError(f"path {path!r} runs through the leaf {parent!r}")
+        if name in node:
+            raise InputError(f"path {path!r} is both a leaf and a branch, or occurs twice")
+        node[name] = value
+    return tree
+
+
+def get(tree: Mapping[str, Any], path: str) -> Any:
+    """The leaf or branch at ``path``; KeyError names the whole path."""
+    node: Any = tree
+    for part in path.split("/"):
+        if not isinstance(node, Mapping) or part not in node:
+            raise KeyError(path)
+        node = node[part]
+    return node
+
+
+def map_with_path(function: Callable[[str, Any], Any], tree: Mapping[str, Any]) -> Params:
+    """``function(path, leaf)`` for every leaf."""
+    return unflatten({path: function(path, leaf) for path, leaf in flatten(tree).items()})
+
+
+def count(tree: Any) -> int:
+    """Number of scalars in a tree of arrays or of ``jax.ShapeDtypeStruct``."""
+    return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(tree))
+
+
+def size_in_bytes(tree: Any) -> int:
+    """Bytes that the arrays of a tree hold."""
+    return sum(
+        int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def ends_with(pattern: str, path: str) -> bool:
+    """Whether the regular expression matches the end of the path, at a whole name.
+
+    ``attention/(query|value)`` matches ``decoder/layers/self_attention/query``; ``wi`` matches
+    ``mlp/wi`` but not ``mlp/wi_0``.
+    """
+    return re.search(f"(?:{pattern})$", path) is not None
+
+
+def match(patterns: str | Iterable[str], paths: Iterable[str], what: str = "target") -> list[str]:
+    """The paths that any pattern matches, in their own order.
+
+    Args:
+      patterns: one regular expression or several; each is held against the end of a path.
+      paths: the candidates.
+      what: the word that an error uses for a pattern.
+
+    Raises:
+      InputError: a pattern matches nothing (a target that trains nothing is the classic silent
+        bug of this field) or is no regular expression. The message names the nearest paths.
+    """
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    paths = list(paths)
+    found: set[str] = set()
+    for pattern in patterns:
+        try:
+            hits = [path for path in paths if ends_with(pattern, path)]
+        except re.error as error:
+            raise InputError(f"{what} {pattern!r} is not a regular expression: {error}") from None
+        if not hits:
+            raise InputError(
+                f"{what} {pattern!r} matches nothing; {nearest(pattern, paths)}"
+            )
+        found.update(hits)
+    return [path for path in paths if path in found]
+
+
+def nearest(wanted: str, candidates: Iterable[str], most: int = 4) -> str:
+    """A phrase for error messages: the candidates that look most like ``wanted``."""
+    candidates = list(dict.fromkeys(candidates))
+    # Compare with every suffix of a path, since a target is usually written as the end of one.
+    score = {
+        candidate: max(
+            difflib.SequenceMatcher(None, wanted, candidate.split("/", k)[-1]).ratio()
+            for k in range(candidate.count("/") + 1)
+        )
+        for candidate in candidates
+    }
+    best = sorted(candidates, key=lambda candidate: -score[candidate])[:most]
+    return "nearest: " + ", ".join(best) if best else "there is nothing to choose from"
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """Floating leaves cast to ``dtype``, others as they are."""
+
+    def leaf(x):
+        return x.astype(dtype) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating) else x
+
+    return jax.tree.map(leaf, tree)
