@@ -16,6 +16,7 @@ imported where they are used.
 """
 
 from peft_jax._version import __version__
+from peft_jax.adapter import load_adapter, save_adapter
 from peft_jax.backbones import (
     CONFIGS,
     Backbone,
@@ -41,6 +42,7 @@ from peft_jax.methods import (
 )
 from peft_jax.methods import fold_leaves as fold
 from peft_jax.scoring import score_choices
+from peft_jax.train import make_train_step
 from peft_jax.transformer import Config
 
 __all__ = [
@@ -60,10 +62,13 @@ __all__ = [
     "greedy",
     "ia3",
     "init_backbone",
+    "load_adapter",
     "load_backbone",
     "lora",
+    "make_train_step",
     "merge",
     "prompt_tuning",
+    "save_adapter",
     "save_backbone",
     "score_choices",
     "slots",

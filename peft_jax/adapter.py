@@ -1,0 +1,141 @@
+"""The adapter file: a method's stored tree, with what is needed to use it, in one safetensors file.
+
+The file's metadata names the method (so that loading makes it again), the backbone that it was
+made for, and the versions that wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peft_jax import tree
+from peft_jax._version import __version__
+from peft_jax.backbones.base import Backbone, identity
+from peft_jax.errors import InputError
+from peft_jax.methods import Method, from_spec
+from peft_jax.tree import Params
+
+FILE = "adapter.safetensors"
+_FORMAT = "peft_jax.adapter"
+_VERSION = 1
+
+
+def adapter_path(path: str | Path) -> Path:
+    """The file itself: ``path``, or ``adapter.safetensors`` in the folder ``path``."""
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / FILE
+
+
+def save_adapter(
+    path: str | Path,
+    adapter: Params,
+    method: Method,
+    backbone: Backbone,
+    details: dict[str, Any] | None = None,
+) -> Path:
+    """Writes ``adapter.safetensors`` into a folder (or to a path with that ending); returns its path.
+
+    Args:
+      adapter: the stored tree.
+      method: that it belongs to.
+      backbone: that it was trained on; its identity is remembered.
+      details: anything else to remember (task, result), as JSON values.
+    """
+    from safetensors.numpy import save
+
+    header = {
+        "version": _VERSION,
+        "method": method.spec,
+        "backbone": identity(backbone),
+        "versions": {"peft_jax": __version__, "jax": jax.__version__},
+        "details": details or {},
+    }
+    arrays = {p: np.ascontiguousarray(leaf) for p, leaf in tree.flatten(adapter).items()}
+    path = adapter_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside its place and moved there: a file that exists is whole.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(save(arrays, {_FORMAT: json.dumps(header, sort_keys=True)}))
+    os.replace(partial, path)
+    return path
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The metadata of an adapter file: version, method, backbone, versions, details."""
+    from safetensors import SafetensorError, safe_open
+
+    path = adapter_path(path)
+    if not path.is_file():
+        raise InputError(f"no adapter at {path}")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+    if _FORMAT not in metadata:
+        raise InputError(f"{path} is not an adapter of peft_jax: its metadata has no {_FORMAT!r}")
+    header = json.loads(metadata[_FORMAT])
+    if header["version"] != _VERSION:
+        raise InputError(
+            f"{path} has version {header['version']} of the adapter format; this release reads "
+            f"{_VERSION}"
+        )
+    return header
+
+
+def load_adapter(
+    path: str | Path, backbone: Backbone, *, any_weights: bool = False
+) -> tuple[Params, Method]:
+    """Reads an adapter for a backbone: the stored tree and its method.
+
+    Args:
+      path: the file, or the folder (a run's folder, say) that holds it.
+      backbone: must be the one that the adapter was made for.
+      any_weights: accept a backbone of the same configuration with other weights.
+
+    Raises:
+      InputError: no such file, a damaged one, or an adapter made for another backbone; the message
+        names the first difference.
+    """
+    from safetensors.numpy import load
+
+    header = read_header(path)
+    path = adapter_path(path)
+    _check_backbone(path, header["backbone"], identity(backbone), any_weights)
+    method = from_spec(header["method"])
+    arrays = load(path.read_bytes())
+    adapter = tree.unflatten({p: jnp.asarray(a) for p, a in arrays.items()})
+    expected = tree.flatten(jax.eval_shape(method.init, jax.random.key(0), backbone))
+    held = tree.flatten(adapter)
+    wrong = [p for p in {**expected, **held} if _shape(expected, p) != _shape(held, p)]
+    if wrong:
+        raise InputError(
+            f"{path} does not hold what its method needs: {wrong[0]!r} has shape "
+            f"{_shape(held, wrong[0])} in the file and {_shape(expected, wrong[0])} in the method"
+        )
+    return adapter, method
+
+
+def _shape(flat: dict[str, Any], path: str) -> tuple[int, ...] | None:
+    return tuple(flat[path].shape) if path in flat else None
+
+
+def _check_backbone(path: Path, made_for: dict, given: dict, any_weights: bool) -> None:
+    for field, value in given["config"].items():
+        if made_for["config"].get(field) != value:
+            raise InputError(
+                f"{path} was made for the backbone {made_for['name']!r}, whose {field} is "
+                f"{made_for['config'].get(field)}; {given['name']!r} has {value}"
+            )
+    if not any_weights and made_for["fingerprint"] != given["fingerprint"]:
+        raise InputError(
+            f"{path} was made for the backbone {made_for['name']!r}; {given['name']!r} has the "
+            "same configuration but other weights (any_weights=True accepts them)"
+        )

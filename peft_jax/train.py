@@ -1,0 +1,256 @@
+"""The train step: one body, jit-compiled over a mesh or under pmap.
+
+``make_train_step`` returns ``step(state, frozen, batch) -> state, metrics``. The state holds the
+trainable tree only and is donated; the frozen tree is an argument and never donated, so swapping
+the backbone's weights or the adapter compiles nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from peft_jax import losses, scoring, sharding, transformer
+from peft_jax.backbones.base import Backbone
+from peft_jax.errors import InputError
+from peft_jax.methods.base import Method, merge
+from peft_jax.transformer import Batch, Config
+from peft_jax.tree import Params
+
+Counts = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that training changes.
+
+    Attributes:
+      step: updates made so far, int32.
+      trainable: the method's stored tree, float32.
+      opt_state: the optimiser's state on that tree.
+      key: the run's random key; step k uses ``fold_in(key, k)``.
+    """
+
+    step: jax.Array
+    trainable: Params
+    opt_state: Any
+    key: jax.Array
+
+
+def init_state(
+    trainable: Params, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """The state before the first step. Copies the tree, since a step donates its state."""
+    trainable = jax.tree.map(lambda x: jnp.array(x, copy=True), trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), key)
+
+
+# --------------------------------------------------------------------------------------------
+# What is minimised
+# --------------------------------------------------------------------------------------------
+class Objective(NamedTuple):
+    """A loss whose pieces add up: over microbatches, and over devices under pmap.
+
+    Attributes:
+      counts: batch -> what each part of the loss is divided by, known before any forward pass.
+      value: (config, params, batch, key, counts) -> (loss, metrics); with the counts of a larger
+        batch, the losses, metrics and gradients of its pieces sum to those of the whole.
+    """
+
+    counts: Callable[[Batch], Counts]
+    value: Callable[[Config, Params, Batch, jax.Array | None, Counts], tuple[jax.Array, Metrics]]
+
+
+def tfew_objective(
+    unlikelihood: float = 1.0,
+    length_normalized: float = 1.0,
+    length_normalization: float = 1.0,
+    variant: str = "paper",
+    memory_budget: int = scoring.MEMORY_BUDGET,
+) -> Objective:
+    """L_LM + unlikelihood L_UL + length_normalized L_LN on ``choices`` (see ``losses.tfew_loss``).
+
+    Batches: ``encoder_input_tokens`` [B, S], ``choices`` [B, C, T], ``choice_mask`` [B, C],
+    ``label`` [B], and optionally ``weight`` [B].
+    """
+
+    def counts(batch: Batch) -> Counts:
+        return losses.tfew_counts(
+            batch["choices"], batch["choice_mask"], batch["label"], batch.get("weight")
+        )
+
+    def value(config, params, batch, key, counts):
+        log_probs = scoring.choice_log_probs(
+            config, params, batch, key, memory_budget=memory_budget
+        )
+        return losses.tfew_loss(
+            log_probs,
+            batch["choices"],
+            batch["choice_mask"],
+            batch["label"],
+            weight=batch.get("weight"),
+            unlikelihood=unlikelihood,
+            length_normalized=length_normalized,
+            length_normalization=length_normalization,
+            variant=variant,
+            counts=counts,
+        )
+
+    return Objective(counts, value)
+
+
+def lm_objective(z_loss: float = 0.0, label_smoothing: float = 0.0) -> Objective:
+    """Cross-entropy of plain encoder-decoder batches (see ``losses.sequence_loss``).
+
+    Batches: seqio's ``encoder_input_tokens``, ``decoder_input_tokens``, ``decoder_target_tokens``
+    and, optionally, ``decoder_loss_weights`` [B, T].
+    """
+
+    def weights(batch: Batch) -> jax.Array:
+        given = batch.get("decoder_loss_weights")
+        return losses.token_weights(batch["decoder_target_tokens"]) if given is None else given
+
+    def counts(batch: Batch) -> Counts:
+        return {"tokens": jnp.sum(weights(batch).astype(jnp.float32))}
+
+    def value(config, params, batch, key, counts):
+        logits = transformer.logits(config, params, batch, key)
+        return losses.sequence_loss(
+            logits,
+            batch["decoder_target_tokens"],
+            weights(batch),
+            z_loss=z_loss,
+            label_smoothing=label_smoothing,
+            count=counts["tokens"],
+        )
+
+    return Objective(counts, value)
+
+
+# --------------------------------------------------------------------------------------------
+# The step
+# --------------------------------------------------------------------------------------------
+Step = Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    backbone: Backbone,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    parallel: str = "jit",
+    accumulate: int = 1,
+) -> Step:
+    """A compiled ``step(state, frozen, batch) -> (state, metrics)``.
+
+    Args:
+      backbone: gives the configuration; its parameters are passed to the step as ``frozen``.
+      method: whose stored tree ``state.trainable`` is.
+      objective: what is minimised.
+      mesh: with an axis "data" over which the batch is split; None means one device.
+      parallel: "jit", or "pmap" for the same body under ``jax.pmap`` over the mesh's devices.
+      accumulate: the batch is run in this many parts, one after the other, for one update. Losses
+        are divided by counts over the whole batch: the result is that of one large batch.
+
+    Returns:
+      The step. Batches are global: [B, ...], with B divisible by ``accumulate`` times the devices.
+      Metrics are float32 scalars: the objective's, and ``gradient_norm`` before clipping.
+    """
+    if parallel not in ("jit", "pmap"):
+        raise InputError(f'parallel {parallel!r} is unknown; "jit" or "pmap"')
+    if accumulate < 1:
+        raise InputError(f"accumulate {accumulate} must be at least 1")
+    body = _make_body(backbone.config, method, optimizer, objective, accumulate)
+    if parallel == "pmap":
+        return _pmap(body, mesh)
+    if mesh is None:
+        return jax.jit(lambda *a: body(*a, None), donate_argnums=0)
+    replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    return jax.jit(
+        lambda *a: body(*a, None),
+        in_shardings=(replicated, replicated, split),
+        out_shardings=replicated,
+        donate_argnums=0,
+    )
+
+
+def _make_body(config, method, optimizer, objective, accumulate):
+    def gradients(stored, frozen, batch, key, counts):
+        def loss(stored):
+            params = merge(frozen, method.bind(stored))
+            return objective.value(config, params, batch, key, counts)
+
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(stored)
+        return grads, metrics
+
+    def accumulated(stored, frozen, batch, key, counts):
+        def part(total, xs):
+            piece, k = xs
+            new = gradients(stored, frozen, piece, k, counts)
+            return jax.tree.map(jnp.add, total, new), None
+
+        pieces = jax.tree.map(lambda x: _split(x, accumulate), batch)
+        keys = jax.random.split(key, accumulate)
+        first = jax.tree.map(lambda x: x[0], (pieces, keys))
+        shapes = jax.eval_shape(gradients, stored, frozen, *first, counts)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(part, zeros, (pieces, keys))[0]
+
+    def body(state: TrainState, frozen: Params, batch: Batch, axis: str | None):
+        key = jax.random.fold_in(state.key, state.step)
+        counts = objective.counts(batch)
+        if axis is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+            counts = jax.lax.psum(counts, axis)
+        run = gradients if accumulate == 1 else accumulated
+        grads, metrics = run(state.trainable, frozen, batch, key, counts)
+        if axis is not None:
+            grads, metrics = jax.lax.psum((grads, metrics), axis)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics = {**metrics, "gradient_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, trainable, opt_state, state.key), metrics
+
+    return body
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...], each part taking every ``parts``-th row.
+
+    Neighbouring rows lie on one device, so that strided parts keep the batch spread over all.
+    """
+    if x.shape[0] % parts:
+        raise InputError(f"a batch of {x.shape[0]} cannot be accumulated in {parts} equal parts")
+    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+
+
+def _pmap(body, mesh: jax.sharding.Mesh | None) -> Step:
+    devices = jax.local_devices() if mesh is None else list(mesh.devices.flat)
+    mapped = jax.pmap(
+        lambda *a: body(*a, "data"),
+        axis_name="data",
+        in_axes=(None, None, 0),
+        out_axes=None,
+        devices=devices,
+    )
+
+    def step(state: TrainState, frozen: Params, batch: Mapping[str, jax.Array]):
+        def spread(x):
+            if x.shape[0] % len(devices):
+                raise InputError(
+                    f"a batch of {x.shape[0]} does not divide over {len(devices)} devices"
+                )
+            return jnp.reshape(x, (len(devices), -1, *x.shape[1:]))
+
+        return mapped(state, frozen, jax.tree.map(spread, dict(batch)))
+
+    return step
