@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,8 @@ def _mixed_matmul_forward(x, kernel):
 def _mixed_matmul_backward(residuals, cotangent):
     x, kernel = residuals
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
+        aval: Any = cotangent.aval
+        cotangent = jnp.zeros(aval.shape, aval.dtype)
     d_x = _contract(cotangent, kernel, 1)
     if x is None:
         return d_x, None
@@ -120,7 +122,8 @@ def fold_linear(params: Params) -> Params:
     bias = params.get("bias")
     bias = None if bias is None else bias.astype(jnp.float32)
     if "lora_a" in params:
-        folded = folded + params["lora_a"] @ params["lora_b"]
+        # An accelerator would round the factors to bfloat16, once and for all.
+        folded = folded + jnp.matmul(params["lora_a"], params["lora_b"], precision="highest")
     if "ia3" in params:
         folded = folded * params["ia3"][..., None, :]
         bias = None if bias is None else bias * params["ia3"]
@@ -141,10 +144,10 @@ def dropout(key: jax.Array | None, x: jax.Array, rate: float | jax.Array) -> jax
     """
     if key is None or (isinstance(rate, float | int) and rate == 0):
         return x
-    threshold = jnp.round(jnp.asarray(rate, jnp.float32) * 65536)
+    threshold = jnp.minimum(jnp.round(jnp.asarray(rate, jnp.float32) * 65536), 65535)
     keep = jax.random.bits(key, x.shape, jnp.uint16) >= threshold.astype(jnp.uint16)
     scale = 65536 / (65536 - threshold)
-    return jnp.where(keep, x * scale.astype(x.dtype), jnp.zeros((), x.dtype))
+    return jnp.where(keep, (x * scale).astype(x.dtype), jnp.zeros((), x.dtype))
 
 
 def site_key(key: jax.Array | None, site: int) -> jax.Array | None:

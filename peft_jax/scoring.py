@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peft_jax import losses, transformer
+from peft_jax import layers, losses, transformer
 from peft_jax.backbones.base import Backbone
 from peft_jax.transformer import Batch, Config
 from peft_jax.tree import Params
@@ -71,7 +71,7 @@ def _score_part(config, params, encoded, choices, key, cross=None) -> jax.Array:
     targets = choices.reshape(b * c, t)
     inputs = transformer.shift_right(config, targets)
     hidden = transformer.decode(config, params, encoded, inputs, key, cross=cross)
-    logits = transformer.head(config, params, hidden)
+    logits = transformer.head(config, params, hidden, layers.site_key(key, 3))
     return losses.token_log_probs(logits, targets).reshape(b, c, t)
 
 
@@ -107,9 +107,7 @@ def score_choices(
     Returns:
       [B, C] float32 log-probabilities; -inf where no choice is.
     """
-    log_probs = choice_log_probs(
-        backbone.config, params, batch, memory_budget=memory_budget
-    )
+    log_probs = choice_log_probs(backbone.config, params, batch, memory_budget=memory_budget)
     scores = losses.choice_scores(
         log_probs, batch["choices"], length_normalization=length_normalization
     )

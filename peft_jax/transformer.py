@@ -220,9 +220,7 @@ def _prompt_length(params: Params, stack: str) -> int:
     return 0 if prompt is None else prompt.shape[0]
 
 
-def encode(
-    config: Config, params: Params, batch: Batch, key: jax.Array | None = None
-) -> Encoded:
+def encode(config: Config, params: Params, batch: Batch, key: jax.Array | None = None) -> Encoded:
     """Runs the encoder over ``encoder_input_tokens``.
 
     Args:
@@ -270,11 +268,19 @@ def encode(
     return Encoded(x, mask, segments)
 
 
-def _attention(config, params, x, key_value, bias, key) -> jax.Array:
+def _attention(
+    config: Config,
+    params: Params,
+    x: jax.Array,
+    key_value: tuple[jax.Array, jax.Array],
+    bias: jax.Array,
+    key: jax.Array | None,
+) -> jax.Array:
     """Query projection, attention, output projection and its dropout: one residual branch."""
+    k, v = key_value
     q = layers.linear(params["query"], x, layers.site_key(key, 0))
     q = layers.split_heads(q, config.num_heads)
-    out = layers.attend(q, *key_value, bias, config.dropout, layers.site_key(key, 1))
+    out = layers.attend(q, k, v, bias, config.dropout, layers.site_key(key, 1))
     out = layers.linear(params["out"], out, layers.site_key(key, 2))
     return layers.dropout(layers.site_key(key, 3), out, config.dropout)
 
@@ -336,6 +342,11 @@ def decode(
     Returns:
       Hidden states [N, T, D] of the tokens (a decoder prompt's own positions are cut off).
     """
+    if (segments is None) != (encoded.segments is None):
+        raise InputError(
+            "packed examples need both encoder_segment_ids and decoder_segment_ids: with one alone "
+            "they would read each other"
+        )
     x = _embed(config, params, "decoder", tokens)
     prompt = _prompt_length(params, "decoder")
     if prompt and segments is not None:
@@ -343,7 +354,7 @@ def decode(
     positions = jnp.arange(x.shape[1])
     self_bias = _decoder_bias(config, params, positions, positions)
     cross_bias = layers.mask_bias(encoded.mask[:, None, None, :])
-    if segments is not None:
+    if segments is not None and encoded.segments is not None:
         same = segments[:, None, :, None] == segments[:, None, None, :]
         self_bias = self_bias + layers.mask_bias(same)
         same = segments[:, None, :, None] == encoded.segments[:, None, None, :]
@@ -386,9 +397,7 @@ def _cross_attention(config, params, x, encoded, shared, bias, key) -> jax.Array
         shared = layers.keys_values(
             params["cross_attention"], encoded.hidden, config.num_heads, layers.site_key(key, 0)
         )
-    return _attention(
-        config, params["cross_attention"], y, shared, bias, layers.site_key(key, 1)
-    )
+    return _attention(config, params["cross_attention"], y, shared, bias, layers.site_key(key, 1))
 
 
 def decode_step(
@@ -444,19 +453,19 @@ def _without_prompt(stack: Params) -> Params:
 # --------------------------------------------------------------------------------------------
 # Head
 # --------------------------------------------------------------------------------------------
-def head(config: Config, params: Params, hidden: jax.Array) -> jax.Array:
-    """Logits [..., V] in float32 from hidden states [..., D]."""
+def head(
+    config: Config, params: Params, hidden: jax.Array, key: jax.Array | None = None
+) -> jax.Array:
+    """Logits [..., V] in float32 from hidden states [..., D]; the key is for LoRA's dropout."""
     hidden = hidden.astype(jnp.float32)
     if config.scale_head:
         hidden = hidden * (config.d_model**-0.5)
     if config.tied_head:
         return layers.matmul(hidden, params["token_embedder"]["embedding"].T)
-    return layers.linear(params["lm_head"], hidden)
+    return layers.linear(params["lm_head"], hidden, key)
 
 
-def logits(
-    config: Config, params: Params, batch: Batch, key: jax.Array | None = None
-) -> jax.Array:
+def logits(config: Config, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     """Logits [B, T, V], float32, of ``decoder_input_tokens`` given ``encoder_input_tokens``."""
     encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
     encoded = encode(config, params, batch, encoder_key)
@@ -468,11 +477,10 @@ def logits(
         decoder_key,
         segments=batch.get("decoder_segment_ids"),
     )
-    return head(config, params, hidden)
+    return head(config, params, hidden, layers.site_key(decoder_key, 3))
 
 
 def shift_right(config: Config, targets: jax.Array) -> jax.Array:
     """Decoder inputs for targets [..., T]: the start token, then all but the last target."""
     start = jnp.full_like(targets[..., :1], config.decoder_start_id)
     return jnp.concatenate([start, targets[..., :-1]], axis=-1)
-

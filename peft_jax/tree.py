@@ -1,4 +1,4 @@
-"""Plain nested dicts of arrays, addressed by paths such as ``encoder/layers/attention/key/kernel``."""
+"""Plain nested dicts of arrays, addressed by paths: ``encoder/layers/attention/key/kernel``."""
 
 from __future__ import annotations
 
@@ -76,12 +76,13 @@ def size_in_bytes(tree: Any) -> int:
 
 
 def ends_with(pattern: str, path: str) -> bool:
-    """Whether the regular expression matches the end of the path, at a whole name.
+    """Whether the regular expression matches the end of the path, from the start of a word.
 
-    ``attention/(query|value)`` matches ``decoder/layers/self_attention/query``; ``wi`` matches
-    ``mlp/wi`` but not ``mlp/wi_0``.
+    Words are what ``/`` and ``_`` separate: ``attention/(query|value)`` matches
+    ``decoder/layers/self_attention/query``; ``wi`` matches ``mlp/wi`` but not ``mlp/wi_0``; ``o``
+    (another library's name for the output projection) matches no ``mlp/wo``.
     """
-    return re.search(f"(?:{pattern})$", path) is not None
+    return re.search(rf"(?:^|(?<=[/_])|(?=[/_]))(?:{pattern})$", path) is not None
 
 
 def match(patterns: str | Iterable[str], paths: Iterable[str], what: str = "target") -> list[str]:
@@ -105,9 +106,7 @@ def match(patterns: str | Iterable[str], paths: Iterable[str], what: str = "targ
         except re.error as error:
             raise InputError(f"{what} {pattern!r} is not a regular expression: {error}") from None
         if not hits:
-            raise InputError(
-                f"{what} {pattern!r} matches nothing; {nearest(pattern, paths)}"
-            )
+            raise InputError(f"{what} {pattern!r} matches nothing; {nearest(pattern, paths)}")
         found.update(hits)
     return [path for path in paths if path in found]
 

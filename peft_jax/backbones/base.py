@@ -147,13 +147,13 @@ def check_slots(bound: Params, config: Config) -> None:
     for path, leaf in tree.flatten(bound).items():
         if path not in places:
             raise InputError(
-                f"no layer of this backbone reads a leaf at {path!r}; "
-                f"{tree.nearest(path, places)}"
+                f"no layer of this backbone reads a leaf at {path!r}; {tree.nearest(path, places)}"
             )
         wanted = places[path].shape
         module = path.rpartition("/")[0]
+        # A size that the method chooses, such as a rank, must be the same in a module's leaves.
         fits = len(wanted) == len(leaf.shape) and all(
-            sizes.setdefault((module, want), have) == have if isinstance(want, str) else want == have
+            have == (sizes.setdefault((module, want), have) if isinstance(want, str) else want)
             for want, have in zip(wanted, leaf.shape, strict=True)
         )
         if not fits:

@@ -8,6 +8,7 @@ near one copy of the model.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -28,7 +29,12 @@ from peft_jax.tree import Params
 
 FAMILIES = {"t5": t5, "mt5": t5}
 
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 VOCABULARY = "spiece.model"
+
+EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
 
 
 class Tensor(NamedTuple):
@@ -43,15 +49,12 @@ class Tensor(NamedTuple):
 # --------------------------------------------------------------------------------------------
 def read_config(folder: Path) -> dict[str, Any]:
     """The parsed ``config.json``; InputError where it is missing, broken or of a foreign family."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not folder.is_dir():
         raise InputError(f"no checkpoint folder at {folder}")
     if not path.is_file():
-        raise InputError(f"{folder} is no Hugging Face folder: it has no config.json")
-    try:
-        fields = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
+        raise InputError(f"{folder} is no Hugging Face folder: it has no {CONFIG}")
+    fields = _read_json(path)
     family = fields.get("model_type")
     if family not in FAMILIES:
         raise InputError(
@@ -60,38 +63,52 @@ def read_config(folder: Path) -> dict[str, Any]:
     return fields
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_bytes())
+    except ValueError as error:  # no JSON, or no text at all
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path} holds a {type(fields).__name__}; wanted a JSON object")
+    return fields
+
+
 def open_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a folder by name, not yet read."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = ["model.safetensors"] if (folder / "model.safetensors").is_file() else []
-    if names:
-        return _open_safetensors([folder / name for name in names])
+    # The order is transformers' own, where a folder holds several.
+    if (folder / WEIGHTS).is_file():
+        return _open_safetensors([folder / WEIGHTS])
+    if (folder / INDEX).is_file():
+        weight_map = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{folder / INDEX} has no weight_map from tensors to files")
+        return _open_safetensors([folder / name for name in sorted(set(weight_map.values()))])
     files = sorted(folder.glob("pytorch_model*.bin"))
     if files:
         return _open_torch(files)
-    raise InputError(
-        f"{folder} has no weights: expected model.safetensors, model.safetensors.index.json or "
-        "pytorch_model.bin"
-    )
+    raise InputError(f"{folder} has no weights: expected {WEIGHTS}, {INDEX} or pytorch_model.bin")
 
 
 def _open_safetensors(files: list[Path]) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
+    def read(path: Path, name: str) -> np.ndarray:
+        # Opened for every tensor: a mapping that stays would keep what was read of the file in
+        # memory, a second copy of the model in the end.
+        with safe_open(path, framework="np") as file:
+            return file.get_tensor(name)
+
     tensors: dict[str, Tensor] = {}
     for path in files:
         try:
-            opened = safe_open(path, framework="np")
+            with safe_open(path, framework="np") as file:
+                for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    shape = tuple(file.get_slice(name).get_shape())
+                    tensors[name] = Tensor(shape, functools.partial(read, path, name))
         except FileNotFoundError:
             raise InputError(f"{path} is missing, but the index names it") from None
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is not a readable safetensors file: {error}") from None
-        for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
-            shape = tuple(opened.get_slice(name).get_shape())
-            tensors[name] = Tensor(shape, lambda f=opened, n=name: f.get_tensor(n))
     return tensors
 
 
@@ -128,12 +145,15 @@ def read_backbone(folder: str | Path, dtype: Any = jnp.float32) -> Backbone:
     folder = Path(folder)
     fields = read_config(folder)
     family = FAMILIES[fields["model_type"]]
-    tensors = open_tensors(folder)
-    tensors = _drop_aliases(family, fields, tensors)
+    tensors = _drop_aliases(folder, family, fields, open_tensors(folder))
     try:
-        config = family.config_from_hugging_face(fields, "lm_head.weight" not in tensors)
+        config = family.config_from_hugging_face(fields, HEAD not in tensors)
     except KeyError as error:
-        raise InputError(f"{folder / 'config.json'} lacks the field {error}") from None
+        raise InputError(f"{folder / CONFIG} lacks the field {error}") from None
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"{folder / CONFIG} has a field of the wrong type: {error}") from None
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
     rules = family.hugging_face_rules(config)
     _check_tensors(folder, config, rules, tensors)
     params = tree.unflatten({r.ours: _read_rule(config, r, tensors, dtype) for r in rules})
@@ -143,21 +163,34 @@ def read_backbone(folder: str | Path, dtype: Any = jnp.float32) -> Backbone:
     )
 
 
-def _drop_aliases(family, fields, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _drop_aliases(
+    folder: Path, family: Any, fields: dict[str, Any], tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Without second names of the embedding, and without a head that is only a copy of it."""
     tensors = {name: t for name, t in tensors.items() if name not in family.UNUSED}
     for alias in family.EMBEDDING_ALIASES:
         held = tensors.pop(alias, None)
-        if held is not None:
-            tensors.setdefault("shared.weight", held)
-    head, embedding = tensors.get("lm_head.weight"), tensors.get("shared.weight")
-    may_be_tied = fields.get("tie_word_embeddings", True)
-    if head and embedding and may_be_tied and head.shape == embedding.shape:
-        if np.array_equal(head.read(), embedding.read()):
-            del tensors["lm_head.weight"]
-    elif not head and fields.get("tie_word_embeddings") is False:
-        raise InputError("tensor lm_head.weight is missing: config.json says the head is not tied")
+        if held is not None and not _same(held, tensors.setdefault(EMBEDDING, held)):
+            raise InputError(
+                f"{folder}: tensor {alias} differs from {EMBEDDING}, but all stacks of a "
+                f"{fields['model_type']} share one embedding"
+            )
+    head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
+    tied = fields.get("tie_word_embeddings", fields["model_type"] != "mt5")
+    if head and embedding and tied and _same(head, embedding):
+        del tensors[HEAD]
+    elif not head and tied is False:
+        raise InputError(
+            f"{folder}: tensor {HEAD} is missing; {CONFIG} says that the head is not tied to the "
+            "embedding (tie_word_embeddings)"
+        )
     return tensors
+
+
+def _same(tensor: Tensor, other: Tensor) -> bool:
+    if tensor is other:
+        return True
+    return tensor.shape == other.shape and np.array_equal(tensor.read(), other.read())
 
 
 def _depth(config: Config, path: str) -> int:
@@ -176,7 +209,9 @@ def _check_tensors(
         for _, name in rule.names(_depth(config, rule.ours)):
             known.add(name)
             if name not in tensors:
-                raise InputError(f"{folder}: tensor {name} is missing; {tree.nearest(name, tensors)}")
+                raise InputError(
+                    f"{folder}: tensor {name} is missing; {tree.nearest(name, tensors)}"
+                )
             if tensors[name].shape != wanted:
                 raise InputError(
                     f"{folder}: tensor {name} has shape {tensors[name].shape}; "
@@ -199,7 +234,7 @@ def _read_rule(config: Config, rule: Rule, tensors: dict[str, Tensor], dtype) ->
         array = tensors[name].read()
         array = array.T if rule.transpose else array
         if layer is None:
-            return jnp.asarray(array.astype(dtype))
+            return jnp.asarray(array.astype(dtype, copy=False))
         if out is None:
             out = np.empty((depth, *array.shape), dtype)
         out[layer] = array
@@ -224,21 +259,22 @@ def write_backbone(
     rules = family.hugging_face_rules(backbone.config)
     shards = _plan_shards(backbone, rules, max_shard_bytes)
     files = [
-        "model.safetensors"
-        if len(shards) == 1
-        else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        WEIGHTS if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         for i in range(len(shards))
     ]
     for file, shard in zip(files, shards, strict=True):
-        _write_safetensors(folder / file, {n: _slice(backbone.params, *s) for n, s in shard.items()})
+        tensors = {name: _slice(backbone.params, *place) for name, place in shard.items()}
+        _write_safetensors(folder / file, tensors)
     if len(shards) > 1:
         weight_map = {name: f for f, shard in zip(files, shards, strict=True) for name in shard}
         total = tree.size_in_bytes(backbone.params)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+        (folder / INDEX).write_text(json.dumps(index, indent=1))
+    # What an earlier model left would be read in place of this one.
+    (folder / (WEIGHTS if len(shards) > 1 else INDEX)).unlink(missing_ok=True)
     fields = family.config_to_hugging_face(backbone.config)
     fields["torch_dtype"] = str(jax.tree.leaves(backbone.params)[0].dtype)
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
     if backbone.vocabulary is not None and folder / VOCABULARY != backbone.vocabulary:
         (folder / VOCABULARY).write_bytes(backbone.vocabulary.read_bytes())
     return folder

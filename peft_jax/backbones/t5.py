@@ -60,7 +60,7 @@ def _named() -> dict[str, Config]:
 
 
 CONFIGS: dict[str, Config] = _named()
-"""Named configurations: t5_small ... t5_11b, t5_v1_1_*, t5_lm_*, flan_t5_*, mt5_*, t0_3b, t0_11b."""
+"""t5_small ... t5_11b, t5_v1_1_*, t5_lm_*, flan_t5_*, mt5_*, t0_3b and t0_11b."""
 
 
 # --------------------------------------------------------------------------------------------
@@ -121,15 +121,16 @@ def config_from_hugging_face(fields: dict[str, Any], tied_head: bool) -> Config:
         transformers 5 writes ``tie_word_embeddings: true`` for every T5 and keeps the fact that
         v1.1 does not scale in ``scale_decoder_outputs``.
     """
-    projection = fields.get("feed_forward_proj", "relu")
+    family = fields["model_type"]
+    # Where the field is absent, transformers has another default for each of the two.
+    projection = fields.get("feed_forward_proj", "gated-gelu" if family == "mt5" else "relu")
     gated = projection.startswith("gated-")
     activation = projection.removeprefix("gated-")
     if activation not in _ACTIVATIONS:
         raise InputError(
-            f"config.json: feed_forward_proj {projection!r} is not supported; one of "
+            f"feed_forward_proj {projection!r} is not supported; one of "
             + ", ".join(f"{a}, gated-{a}" for a in _ACTIVATIONS)
         )
-    family = fields["model_type"]
     # mT5 never scales. T5 does where the head was tied when the model was made.
     was_tied = fields.get("tie_word_embeddings", True) is not False
     scale = fields.get("scale_decoder_outputs", was_tied) if family == "t5" else False
@@ -168,7 +169,7 @@ def config_to_hugging_face(config: Config) -> dict[str, Any]:
     fields = {
         "model_type": config.family,
         "architectures": [
-            "MT5ForConditionalGeneration" if config.family == "mt5" else "T5ForConditionalGeneration"
+            f"{'MT5' if config.family == 'mt5' else 'T5'}ForConditionalGeneration",
         ],
         "is_encoder_decoder": True,
         "vocab_size": config.vocab_size,

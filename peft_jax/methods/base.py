@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from peft_jax import layers, tree
-from peft_jax.backbones.base import Backbone, check_slots
+from peft_jax.backbones.base import Backbone, Slot, check_slots
 from peft_jax.errors import InputError
 from peft_jax.tree import Params
 
@@ -69,17 +69,32 @@ def at_layers(values: jax.Array, chosen: Sequence[int] | None, fill: float) -> A
     return values if chosen is None else AtLayers(values, tuple(chosen), fill)
 
 
-def check_layers(chosen: Sequence[int] | None, depth: int, path: str) -> int:
-    """How many layers are chosen; InputError if one does not exist."""
+def sizes(slot: Slot) -> list[int]:
+    """The sizes that a slot fixes, without those that a method chooses, such as a rank."""
+    return [size for size in slot.shape if isinstance(size, int)]
+
+
+def check_depth(chosen: Sequence[int] | None, depth: Sequence[int], path: str) -> list[int]:
+    """The leading axis of a leaf that is stored for the chosen layers of a module.
+
+    Args:
+      chosen: indices of layers; None means all.
+      depth: [L] for a module in a stack of L layers, [] for one outside, such as the head.
+
+    Raises:
+      InputError: a layer does not exist or is named twice.
+    """
     if chosen is None:
-        return depth
-    wrong = [i for i in chosen if not 0 <= i < depth]
+        return list(depth)
+    if not depth:
+        raise InputError(f"layers {list(chosen)} do not fit {path!r}: it has no layers")
+    wrong = [i for i in chosen if not 0 <= i < depth[0]]
     if wrong or not chosen or len(set(chosen)) != len(chosen):
         raise InputError(
             f"layers {list(chosen)} do not fit {path!r}: give different numbers from 0 to "
-            f"{depth - 1}"
+            f"{depth[0] - 1}"
         )
-    return len(chosen)
+    return [len(chosen)]
 
 
 # --------------------------------------------------------------------------------------------
@@ -99,16 +114,16 @@ def merge(frozen: Params, bound: Params) -> Params:
         own = frozen.get(name)
         if isinstance(leaf, dict):
             if not isinstance(own, dict):
-                raise InputError(
-                    f"no module {name!r} to merge into; {tree.nearest(name, frozen)}"
-                )
+                raise InputError(f"no module {name!r} to merge into; {tree.nearest(name, frozen)}")
             merged[name] = merge(own, leaf)
             continue
         if isinstance(leaf, AtLayers):
             leaf = leaf.expand(jax.tree.leaves(frozen)[0].shape[0])
         if own is not None:
             if isinstance(own, dict) or own.shape != leaf.shape:
-                raise InputError(f"leaf {name!r} of shape {leaf.shape} does not fit what it replaces")
+                raise InputError(
+                    f"leaf {name!r} of shape {leaf.shape} does not fit what it replaces"
+                )
             leaf = leaf.astype(own.dtype)
         merged[name] = leaf
     return merged
@@ -175,8 +190,8 @@ def compose(*methods: Method) -> Method:
 
     Their stored trees lie side by side under the methods' names (``{"ia3": ..., "lora": ...}``; a
     second one of a name gets a number, ``lora_2``). Two methods on one leaf combine where that is
-    exact: LoRA ranks and prompts concatenate, (IA)³ vectors multiply; anything else raises. compose is
-    associative; its order matters only for the order of ranks and prompt rows.
+    exact: LoRA ranks and prompts concatenate, (IA)³ vectors multiply; anything else raises.
+    compose is associative; its order matters only for the order of ranks and prompt rows.
     """
     flat = _flatten_methods(methods)
     if len(flat) == 1:

@@ -14,15 +14,13 @@ import jax.numpy as jnp
 
 from peft_jax import tree
 from peft_jax.backbones.base import Backbone, find_modules
-from peft_jax.methods.base import Method, at_layers, check_layers, make_method
+from peft_jax.methods.base import Method, at_layers, check_depth, make_method, sizes
 from peft_jax.tree import Params
 
 TARGETS = ("attention/(key|value)", "mlp")
 
 
-def ia3(
-    targets: str | Sequence[str] = TARGETS, layers: Sequence[int] | None = None
-) -> Method:
+def ia3(targets: str | Sequence[str] = TARGETS, layers: Sequence[int] | None = None) -> Method:
     """(IA)³ vectors, initialised to ones: the function is unchanged at the start.
 
     The stored tree has one leaf [layers, width] per target, so the count is
@@ -40,9 +38,9 @@ def ia3(
         del key  # ones
         stored = {}
         for module, slot in find_modules(backbone.config, "ia3", targets).items():
-            depth, *width = slot.shape
-            shape = (check_layers(chosen, depth, module), *width)
-            stored[f"{module}/ia3"] = jnp.ones(shape, jnp.float32)
+            *depth, width = sizes(slot)
+            depth = check_depth(chosen, depth, module)
+            stored[f"{module}/ia3"] = jnp.ones((*depth, width), jnp.float32)
         return tree.unflatten(stored)
 
     def bind(stored: Params) -> Params:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from peft_jax import tree
 from peft_jax.backbones.base import Backbone, find_modules
 from peft_jax.errors import InputError
-from peft_jax.methods.base import Method, at_layers, check_layers, make_method
+from peft_jax.methods.base import Method, at_layers, check_depth, make_method, sizes
 from peft_jax.tree import Params
 
 
@@ -51,16 +51,13 @@ def lora(
         for k, (module, slot) in zip(
             jax.random.split(key, len(modules)), modules.items(), strict=True
         ):
-            *depth, inputs, _ = slot.shape
-            if depth:
-                depth = [check_layers(chosen, depth[0], module)]
-            elif chosen is not None:
-                raise InputError(f"layers {list(chosen)} do not fit {module!r}: it has no layers")
+            *depth, inputs = sizes(slot)
+            depth = check_depth(chosen, depth, module)
             bound = inputs**-0.5
             stored[f"{module}/lora_a"] = jax.random.uniform(
                 k, (*depth, inputs, rank), jnp.float32, -bound, bound
             )
-            width = outputs[module].shape[-1]
+            width = sizes(outputs[module])[-1]
             stored[f"{module}/lora_b"] = jnp.zeros((*depth, rank, width), jnp.float32)
         return tree.unflatten(stored)
 

@@ -43,8 +43,8 @@ def prompt_tuning(
         "file": a ``.npy`` array [length, d_model].
       where: "encoder", "decoder" or "both" (two independent prompts).
       labels, text, file: what the init of that name reads.
-      vocabulary_range: first and one past the last token id to draw from. The published vocabularies
-        are sorted by frequency; T-Few draws from (3, 5003).
+      vocabulary_range: first and one past the last token id to draw from. The published
+        vocabularies are sorted by frequency; T-Few draws from (3, 5003).
     """
     if length < 1:
         raise InputError(f"length {length} must be at least 1")
@@ -67,7 +67,8 @@ def prompt_tuning(
         if init == "vocabulary":
             return drawn
         if init == "labels":
-            means = [embedding[ids].astype(jnp.float32).mean(0) for ids in _encode(labels, backbone)]
+            encoded = _encode(labels, backbone)
+            means = [embedding[ids].astype(jnp.float32).mean(0) for ids in encoded]
             return jnp.concatenate([jnp.stack(means)[:length], drawn[len(means) :]])
         (ids,) = _encode([text], backbone)
         return embedding[np.resize(ids, length)].astype(jnp.float32)
