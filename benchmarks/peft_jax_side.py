@@ -1,0 +1,142 @@
+"""Ours: the library's own jobs, as its users call them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import jobs
+
+
+def prepare(settings: dict[str, Any]):
+    """A function that runs one step and returns what both libraries must agree on; versions."""
+    import jax
+    import jax.numpy as jnp
+    import jaxlib
+
+    import peft_jax as pj
+
+    folder = Path(settings["folder"])
+    backbone = pj.load_backbone(
+        folder / "model", jnp.dtype(settings["dtype"]), dropout=0.0, **settings.get("run", {})
+    )
+    method = pj.ia3() if settings["method"] == "ia3" else pj.lora(jobs.LORA_RANK)
+    adapter = method.init(jax.random.key(0), backbone)
+    if settings["method"] == "lora":
+        adapter = _lora_factors(adapter, backbone.config, np.load(folder / "lora.npz"))
+    job = settings["job"]
+    data = {name: jnp.asarray(a) for name, a in np.load(folder / f"{job}.npz").items()}
+    make = {"train": _train, "tfew": _tfew, "rank": _rank, "decode": _decode}[job]
+    versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "peft_jax": pj.__version__}
+    return make(backbone, method, adapter, data), versions
+
+
+def _lora_factors(adapter, config, factors):
+    import jax.numpy as jnp
+
+    from peft_jax import tree
+    from peft_jax.backbones.t5 import hugging_face_rules
+
+    flat = tree.flatten(adapter)
+    for rule in hugging_face_rules(config):
+        path = rule.ours.removesuffix("kernel") + "lora_a"
+        if path in flat:
+            layers = [factors[name].T for _, name in rule.names(config.encoder_layers)]
+            flat[path] = jnp.asarray(np.stack(layers))
+    return tree.unflatten(flat)
+
+
+def _stepper(backbone, method, adapter, batch, loss):
+    import jax
+    import optax
+
+    from peft_jax.methods import merge
+
+    optimizer = optax.adamw(jobs.LEARNING_RATE, weight_decay=jobs.WEIGHT_DECAY)
+
+    def update(state, frozen, batch):
+        adapter, moments = state
+        value, gradient = jax.value_and_grad(
+            lambda a: loss(merge(frozen, method.bind(a)), batch)
+        )(adapter)
+        updates, moments = optimizer.update(gradient, moments, adapter)
+        return (optax.apply_updates(adapter, updates), moments), value
+
+    compiled = jax.jit(update, donate_argnums=0)
+    held = [(adapter, optimizer.init(adapter))]
+
+    def step() -> float:
+        held[0], value = compiled(held[0], backbone.params, batch)
+        return float(value)
+
+    return step
+
+
+def _train(backbone, method, adapter, data):
+    from peft_jax import losses, transformer
+
+    targets = data["choices"][:, 0]
+    batch = {
+        "encoder_input_tokens": data["inputs"],
+        "decoder_input_tokens": transformer.shift_right(backbone.config, targets),
+        "decoder_target_tokens": targets,
+    }
+
+    def loss(params, batch):
+        logits = backbone.logits(params, batch)
+        return losses.sequence_loss(logits, batch["decoder_target_tokens"])[0]
+
+    return _stepper(backbone, method, adapter, batch, loss)
+
+
+def _choices(data):
+    import jax.numpy as jnp
+
+    return {
+        "encoder_input_tokens": data["inputs"],
+        "choices": data["choices"],
+        "choice_mask": jnp.ones(data["choices"].shape[:2], bool),
+        "label": data["label"],
+    }
+
+
+def _tfew(backbone, method, adapter, data):
+    from peft_jax import losses, scoring
+
+    def loss(params, batch):
+        log_probs = scoring.choice_log_probs(backbone.config, params, batch)
+        return losses.tfew_loss(
+            log_probs, batch["choices"], batch["choice_mask"], batch["label"]
+        )[0]
+
+    return _stepper(backbone, method, adapter, _choices(data), loss)
+
+
+def _rank(backbone, method, adapter, data):
+    import jax
+
+    import peft_jax as pj
+
+    batch = _choices(data)
+    params = pj.merge(backbone.params, method.bind(adapter))
+    score = jax.jit(lambda params, batch: pj.score_choices(backbone, params, batch))
+
+    def step() -> list[list[float]]:
+        return np.asarray(score(params, batch)).tolist()
+
+    return step
+
+
+def _decode(backbone, method, adapter, data):
+    import peft_jax as pj
+
+    batch = {"encoder_input_tokens": data["inputs"]}
+    length = data["choices"].shape[-1]
+    params = pj.merge(backbone.params, method.bind(adapter))
+
+    def step() -> list[list[int]]:
+        return np.asarray(pj.greedy(backbone, params, batch, length)).tolist()
+
+    return step

@@ -1,0 +1,86 @@
+"""One library in one process: reads commands as JSON lines, answers with JSON lines.
+
+A worker holds one case. Its threads are pinned before the library is imported, and it idles while
+the other library's worker is measured.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def resident() -> int:
+    """Bytes resident now."""
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)
+
+
+def extra_memory(step) -> dict[str, int]:
+    """Bytes by which the resident set grows at its peak during one step, and that peak.
+
+    The allocator's free pages are returned first, so that what an earlier step left in the heap
+    does not hide what this one needs.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = resident()
+    step()
+    peak = _status("VmHWM")
+    return {"before": before, "peak": peak, "extra": peak - before}
+
+
+def timed(step, seconds: float) -> list[float]:
+    """Durations of single steps, until ``seconds`` have passed and at least one is done."""
+    durations = []
+    while sum(durations) < seconds or not durations:
+        start = time.perf_counter()
+        step()
+        durations.append(time.perf_counter() - start)
+    return durations
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    os.sched_setaffinity(0, settings["cores"])
+    # The answers' pipe is kept for answers: whatever a library prints goes to stderr.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    if settings["library"] == "peft_jax":
+        from benchmarks.peft_jax_side import prepare
+    else:
+        from benchmarks.peft_side import prepare
+    step, versions = prepare(settings)
+    start = time.perf_counter()
+    results = [step()]
+    first = time.perf_counter() - start
+    results += [step() for _ in range(settings["warmup"])]
+    print(
+        json.dumps({"results": results, "first_s": first, "versions": versions}),
+        file=answers,
+    )
+    for line in sys.stdin:
+        command = json.loads(line)
+        if command["do"] == "time":
+            answer = timed(step, command["seconds"])
+        elif command["do"] == "memory":
+            answer = extra_memory(step)
+        else:
+            raise ValueError(f"unknown command {command['do']!r}")
+        print(json.dumps(answer), file=answers)
+
+
+if __name__ == "__main__":
+    main()
