@@ -1,0 +1,233 @@
+"""Rows of a dataset under their templates: the texts that are tokenised.
+
+`find_task` resolves a task's name to its dataset, its rows and its templates; `PromptedTask`
+renders them. No seqio here: this is the part of a task that can be looked at and tested as text.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from peft_jax.tasks.datasets import Dataset
+from peft_jax.tasks.few_shot import draw_few_shot
+from peft_jax.tasks.prompts import Template, load_templates
+from peft_jax.tasks.sources import find_source, read_rows
+
+from peft_jax.errors import InputError
+
+EMBEDDED_PREFIX = "embedded_"
+_OWN_TEMPLATES = Path(__file__).parent / "templates"
+_COLLECTION = "promptsource_templates"
+
+
+class PromptedRow(NamedTuple):
+    """One example under one template, as text."""
+
+    input: str
+    target: str
+    choices: tuple[str, ...]
+    label: int
+    example: int
+    template: int
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """A few-shot draw from the training split: see `peft_jax.tasks.few_shot`."""
+
+    shots: int
+    seed: int
+    per_class: bool = False
+
+
+@dataclass(frozen=True)
+class PromptedTask:
+    """A dataset with its templates.
+
+    Attributes:
+        name: the task's name.
+        dataset: what its rows are.
+        templates: in the order of their names.
+        read: split -> its rows.
+        few_shot: the draw that stands for the training split, or None for all of it.
+    """
+
+    name: str
+    dataset: Dataset
+    templates: tuple[Template, ...]
+    read: Callable[[str], list[dict]]
+    few_shot: FewShot | None = None
+    _rendered: dict = field(default_factory=dict, repr=False, compare=False)
+
+    def rows(self, split: str) -> list[tuple[int, dict]]:
+        """(position in the split, row) of every example, after the few-shot draw of "train"."""
+        rows = self.read(split)
+        positions: Sequence[int] = range(len(rows))
+        if self.few_shot is not None and split == "train":
+            draw = self.few_shot
+            labels = [row["label"] for row in rows]
+            positions = draw_few_shot(labels, draw.shots, draw.seed, per_class=draw.per_class)
+        return [(position, rows[position]) for position in positions]
+
+    def prompted(self, split: str, track: Callable[[Iterable], Iterable] = iter) -> list:
+        """Every example of a split under every template that applies to it: `PromptedRow`s.
+
+        Args:
+            split: "train", "validation" or another that the source has.
+            track: wraps the examples as they are gone through, for a progress bar.
+
+        Raises InputError for what is wrong with the files or with a template, and if no template
+        applies to any row.
+        """
+        if split not in self._rendered:
+            rows = [
+                prompted
+                for position, row in track(self.rows(split))
+                for index, template in enumerate(self.templates)
+                if (prompted := self._render(position, row, index, template)) is not None
+            ]
+            if not rows:
+                raise InputError(f"no template of {self.name} applies to any row of its {split}")
+            self._rendered[split] = rows
+        return self._rendered[split]
+
+    def _render(
+        self, position: int, row: dict, index: int, template: Template
+    ) -> PromptedRow | None:
+        label = row["label"]
+        if self.dataset.named_labels:
+            label = _choice_named(template, row, self.dataset.labels[label])
+            row = row | {"label": label}
+        rendered = template.render(row)
+        if rendered is None:
+            return None
+        choices = rendered.choices
+        if not 0 <= label < len(choices):
+            raise InputError(
+                f"{template.file}: template {template.name!r} offers {len(choices)} answer choices,"
+                f" but example {position} of {self.name} has label {label}"
+            )
+        # Two classes may share an answer under a template (cause and effect are both "no"): then
+        # they are one choice, or the loss would push one answer up and down at once.
+        distinct = tuple(dict.fromkeys(choices))
+        if len(distinct) < 2:
+            raise InputError(
+                f"{template.file}: template {template.name!r} offers one answer choice only "
+                f"({distinct[0]!r}) for example {position} of {self.name}: two are needed to rank"
+            )
+        answer = choices[label]
+        return PromptedRow(
+            input=rendered.input,
+            target=rendered.target or answer,
+            choices=distinct,
+            label=distinct.index(answer),
+            example=position,
+            template=index,
+        )
+
+
+def find_task(
+    name: str,
+    *,
+    directory: str | Path | None = None,
+    templates: str | Path | None = None,
+    few_shot: FewShot | None = None,
+) -> PromptedTask:
+    """The task that a name means.
+
+    Args:
+        name: a dataset of the table ("rte", "wsc.fixed" ...), an embedded task
+            ("embedded_entailment"), or the name of a user's own folder.
+        directory: where its JSONL files lie (see `find_source`); None for TFDS.
+        templates: a templates file, a folder with templates.yaml, or a promptsource collection.
+            None: templates.yaml in the data's folder, else the promptsource_templates folder
+            beside it, else the templates that come with peft_jax.
+        few_shot: the draw that stands for the training split.
+
+    Raises InputError if there is no such task, or no template for rank classification.
+    """
+    if name.startswith(EMBEDDED_PREFIX) and directory is None:
+        return _embedded_task(name, templates, few_shot)
+    dataset, folder = find_source(name, directory)
+    file = _templates_file(dataset, templates, folder, directory)
+    # The files are read once, however many splits and templates are asked for.
+    read = functools.cache(lambda split: read_rows(dataset, split, folder))
+    return PromptedTask(name, dataset, ranking_templates(file, dataset), read, few_shot)
+
+
+def ranking_templates(file: str | Path, dataset: Dataset) -> tuple[Template, ...]:
+    """T-Few's choice of templates: those of the original task, by name, with answer choices.
+
+    Raises InputError if none is left.
+    """
+    templates = [template for template in load_templates(file).values() if template.original_task]
+    templates = [t for t in templates if t.answer_choices is not None][: dataset.template_limit]
+    if not templates:
+        raise InputError(
+            f"{file} has no template with answer_choices for {dataset.name}'s original task: rank "
+            "classification needs at least one"
+        )
+    return tuple(templates)
+
+
+def _embedded_task(
+    name: str, templates: str | Path | None, few_shot: FewShot | None
+) -> PromptedTask:
+    from peft_jax.tasks.embedded import TASKS, TEMPLATES, rows
+
+    key = name.removeprefix(EMBEDDED_PREFIX)
+    if key not in TASKS:
+        names = ", ".join(EMBEDDED_PREFIX + task for task in TASKS)
+        raise InputError(f"no embedded task {name!r}; there are {names}")
+    dataset = Dataset(name=name, fields=(), labels=TASKS[key].labels or ())
+    file = templates or TEMPLATES / f"{key}.yaml"
+    read = functools.cache(lambda split: rows(key, split))
+    return PromptedTask(name, dataset, ranking_templates(file, dataset), read, few_shot)
+
+
+def _templates_file(
+    dataset: Dataset,
+    templates: str | Path | None,
+    folder: Path | None,
+    directory: str | Path | None,
+) -> Path:
+    inside_collection = dataset.templates or dataset.name
+    if templates is not None:
+        nested = Path(templates) / inside_collection / "templates.yaml"
+        return nested if nested.is_file() else Path(templates)
+    candidates = [_OWN_TEMPLATES / f"{dataset.name}.yaml"]
+    if folder is not None:
+        collections = {Path(directory) / _COLLECTION: None, folder.parent / _COLLECTION: None}
+        candidates = [
+            folder / "templates.yaml",
+            *(collection / inside_collection / "templates.yaml" for collection in collections),
+            *candidates,
+        ]
+    for file in candidates:
+        if file.is_file():
+            return file
+    raise InputError(
+        f"no templates for task {dataset.name!r}: looked for "
+        + ", ".join(map(str, candidates[:-1] or candidates))
+        + "; write templates.yaml in promptsource's format, or give --data.templates"
+    )
+
+
+def _choice_named(template: Template, row: dict, label_name: str) -> int:
+    """The choice that a label's name means where the template lists the labels in its own order.
+
+    promptsource's banking77, say, lists the intents alphabetically and not as the data do. Where
+    the choices are not the labels' names, their order must be the labels'.
+    """
+    rendered = template.render(row)
+    names = [_plain(name) for name in row["label_names"]]
+    choices = [_plain(choice) for choice in rendered.choices] if rendered is not None else []
+    if len(choices) == len(names) and set(choices) == set(names):
+        return choices.index(_plain(label_name))
+    return row["label"]
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())
