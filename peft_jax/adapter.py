@@ -40,7 +40,7 @@ def save_adapter(
     backbone: Backbone,
     details: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes ``adapter.safetensors`` into a folder (or to a path with that ending); returns its path.
+    """Writes ``adapter.safetensors`` into a folder, or to a path of that ending; returns its path.
 
     Args:
       adapter: the stored tree.

@@ -36,6 +36,7 @@ __all__ = [
     "load_backbone",
     "save_backbone",
     "slots",
+    "vocabulary_path",
 ]
 
 CONFIGS: dict[str, Config] = dict(t5.CONFIGS)
@@ -78,6 +79,16 @@ def load_backbone(source: str | Path, dtype: Any = None, **run: Any) -> Backbone
     backbone = hugging_face.read_backbone(folder, dtype)
     run = {"activation_dtype": "bfloat16" if accelerated else "float32"} | run
     return backbone.replace(**run)
+
+
+def vocabulary_path(source: str | Path) -> Path:
+    """The SentencePiece model of "tiny" or of a checkpoint folder, without reading its weights."""
+    from peft_jax.backbones.hugging_face import VOCABULARY
+
+    path = (TINY if str(source) == "tiny" else Path(source)) / VOCABULARY
+    if not path.is_file():
+        raise InputError(f"backbone {str(source)!r} has no vocabulary: {path} does not exist")
+    return path.resolve()
 
 
 def save_backbone(folder: str | Path, backbone: Backbone) -> Path:

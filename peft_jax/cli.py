@@ -1,0 +1,298 @@
+"""The command line. Every field of a configuration is a flag; ``--help`` shows type and default."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+# TensorFlow's own greetings would drown ours; it is only used to prepare data.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import tyro
+from rich.console import Console
+
+from peft_jax import config as configuration
+from peft_jax.config import Experiment
+from peft_jax.errors import InputError
+from peft_jax.pretrain import PretrainConfig
+
+FLAT = (tyro.conf.FlagCreatePairsOff,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Fine-tune a method on one task, evaluate it, and leave a folder with the adapter."""
+
+    output: Path
+    """Folder for the run; must not exist or be empty."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    config: str = "tfew"
+    """Preset from configs/, or the path of a Python file with a function config()."""
+    resume: bool = False
+    """Go on from the output folder's newest checkpoint, with the fields it was started with."""
+    overwrite: bool = False
+    """Delete the run in the output folder first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Score a saved adapter on a task by rank classification."""
+
+    adapter: Path
+    """Folder of a run, or an adapter file."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    output: Path | None = None
+    """Folder for result.json and predictions.jsonl; by default only the table is printed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Answer one input with a saved adapter."""
+
+    adapter: Path
+    """Folder of a run, or an adapter file."""
+    text: str
+    """The input, as a template would have rendered it."""
+    choices: tuple[str, ...] = ()
+    """Answers to rank; without them the answer is generated."""
+    backbone: str | None = None
+    """"tiny" or a checkpoint folder; by default the one that the run was made with."""
+    max_length: int = 64
+    """Most tokens to generate, without choices."""
+    length_normalization: float = 1.0
+    """1: rank by the mean log-probability of a choice's tokens; 0: by their sum."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Tokenise a task into a file that trains on a machine without TensorFlow."""
+
+    task: str
+    """embedded_*, a dataset, or a folder of your own inside the directory."""
+    output: Path
+    """The file to write (.safetensors)."""
+    split: str = "train"
+    """"train", "validation", or another JSONL file's stem."""
+    directory: Path | None = None
+    """Folder of JSONL datasets; by default TFDS."""
+    templates: Path | None = None
+    """promptsource templates.yaml, or the folder that holds it."""
+    backbone: str = "tiny"
+    """Whose vocabulary is used."""
+    shots: int | None = None
+    """Draw this many examples, as T-Few did; by default all are kept."""
+    seed: int | None = None
+    """Of the draw."""
+    max_input_length: int = 256
+    max_choice_length: int = 64
+    overwrite: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Many runs, one table, one picture."""
+
+    name: Literal["few_shot"]
+    """few_shot: zero-shot, in-context learning, T-Few without L_UL and L_LN, and T-Few."""
+    output: Path
+    """Folder for results.jsonl, table.md and study.png; finished runs in it are not run again."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    tasks: tuple[str, ...] = ()
+    """Tasks to run; by default the embedded tasks that were held out from pretraining."""
+    seeds: tuple[int, ...] = (42, 1024, 0, 1, 32)
+    """One run each; T-Few's five."""
+    demonstrations: int = 8
+    """Solved examples that in-context learning puts in front of an input."""
+    config: str = "tfew"
+    """Preset that the runs start from."""
+
+
+# --------------------------------------------------------------------------------------------
+# Parsing
+# --------------------------------------------------------------------------------------------
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The value of a flag that decides the defaults of all the others."""
+    for i, argument in enumerate(arguments):
+        if argument == flag and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(flag + "="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _parse(kind: type, name: str, arguments: Sequence[str], **defaults: Any):
+    missing = {
+        f.name: tyro.MISSING
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.name not in defaults
+    }
+    return tyro.cli(
+        kind,
+        prog=f"peft-jax {name}",
+        description=kind.__doc__,
+        args=list(arguments),
+        default=kind(**missing, **defaults),
+        config=FLAT,
+    )
+
+
+def _saved_experiment(folder: Path) -> Experiment | None:
+    """The configuration of the run in a folder, or of the run whose adapter file is given."""
+    folder = folder.parent if folder.suffix == ".safetensors" else folder
+    path = folder / "config.json"
+    return configuration.from_json(path) if path.is_file() else None
+
+
+# --------------------------------------------------------------------------------------------
+# Commands
+# --------------------------------------------------------------------------------------------
+def train(arguments: Sequence[str]) -> None:
+    output, name = _value_of("--output", arguments), _value_of("--config", arguments)
+    default = None
+    if "--resume" in arguments and output and name is None:
+        default = _saved_experiment(Path(output))
+    if default is None:
+        default = configuration.load_preset(name or "tfew")
+    given = _parse(Train, "train", arguments, experiment=default)
+    from peft_jax.experiment import run
+
+    run(given.experiment, given.output, resume=given.resume, overwrite=given.overwrite)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    adapter = _value_of("--adapter", arguments)
+    default = (_saved_experiment(Path(adapter)) if adapter else None) or Experiment()
+    given = _parse(Evaluate, "evaluate", arguments, experiment=default)
+    from peft_jax.inference import evaluate_adapter
+
+    evaluate_adapter(given.adapter, given.experiment, given.output, Console())
+
+
+def predict(arguments: Sequence[str]) -> None:
+    given = _parse(Predict, "predict", arguments)
+    saved = _saved_experiment(given.adapter)
+    from peft_jax.inference import predict_text
+
+    answers = predict_text(
+        given.adapter,
+        given.backbone or (saved.backbone if saved else "tiny"),
+        given.text,
+        given.choices,
+        max_length=given.max_length,
+        length_normalization=given.length_normalization,
+    )
+    console = Console()
+    for text, score in answers:
+        console.print(text if score is None else f"{score:9.4f}  {text}", markup=False)
+
+
+def prepare(arguments: Sequence[str]) -> None:
+    given = _parse(Prepare, "prepare", arguments)
+    from peft_jax.backbones import vocabulary_path
+    from peft_jax.tasks.prepare import prepare as write
+
+    if given.shots is not None and given.seed is None:
+        raise InputError(f"shots {given.shots} needs the seed of the draw: --seed 42")
+    options = dataclasses.asdict(given)
+    vocabulary = vocabulary_path(options.pop("backbone"))
+    examples = write(**options, backbone_vocabulary_path=vocabulary, progress=True)
+    Console().print(
+        f"{given.output}: {examples.num_examples:,} examples x {examples.num_templates} templates, "
+        f"{len(examples):,} rows of at most {examples.encoder_input_tokens.shape[1]} tokens"
+    )
+
+
+def pretrain(arguments: Sequence[str]) -> None:
+    name = _value_of("--config", arguments)
+    default = PretrainConfig() if name is None else configuration.load_preset(name, PretrainConfig)
+
+    @dataclasses.dataclass(frozen=True)
+    class Pretrain:
+        """Train a tiny T5 on the embedded training tasks; the preset pretrain_tiny made ours."""
+
+        pretraining: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+        config: str | None = None
+        """Preset from configs/, or the path of a Python file."""
+
+    given = _parse(Pretrain, "pretrain", arguments, pretraining=default)
+    from peft_jax.pretrain import run
+
+    run(given.pretraining)
+
+
+def study(arguments: Sequence[str]) -> None:
+    default = configuration.load_preset(_value_of("--config", arguments) or "tfew")
+    # The name may stand first, without a flag.
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--name", *arguments]
+    given = _parse(Study, "study", arguments, experiment=default)
+    from peft_jax.study import few_shot
+
+    few_shot(
+        given.experiment,
+        given.output,
+        tasks=given.tasks,
+        seeds=given.seeds,
+        demonstrations=given.demonstrations,
+        console=Console(),
+    )
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "train": (train, "fine-tune on one task, evaluate, leave an adapter"),
+    "evaluate": (evaluate, "score a saved adapter on a task"),
+    "predict": (predict, "answer one input with a saved adapter"),
+    "prepare": (prepare, "tokenise a task into a file that needs no TensorFlow"),
+    "study": (study, "many runs, one table, one picture"),
+    "pretrain": (pretrain, "make the embedded backbone again"),
+}
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {about}" for name, (_, about) in COMMANDS.items()]
+    presets = [f"  {name:<{width}}  {about}" for name, about in configuration.presets().items()]
+    return "\n".join(
+        [
+            "usage: peft-jax COMMAND [--help] [--any.field VALUE ...]",
+            "",
+            *lines,
+            "",
+            "presets (--config):",
+            *presets,
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; exit code 2 and one clear message for bad input."""
+    from peft_jax.experiment import Interrupted
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        from peft_jax import __version__
+
+        print(__version__)
+        return 0
+    try:
+        if arguments[0] not in COMMANDS:
+            raise InputError(f"no command is named {arguments[0]!r}; one of {', '.join(COMMANDS)}")
+        COMMANDS[arguments[0]][0](arguments[1:])
+    except InputError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, style="red")
+        return 2
+    except Interrupted as stopped:
+        Console(stderr=True).print(f"{stopped}; --resume goes on from there", markup=False)
+        return stopped.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

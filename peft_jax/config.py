@@ -1,0 +1,306 @@
+"""The typed description of a run: every field with its type and default, on the command line too.
+
+A preset is a plain Python file with a function ``config()`` that returns an :class:`Experiment`;
+those under ``configs/`` are known by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import pkgutil
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from peft_jax import tree
+from peft_jax.errors import InputError
+from peft_jax.methods import Method, compose, full, ia3, lora, prompt_tuning
+from peft_jax.methods.ia3 import TARGETS as IA3_TARGETS
+from peft_jax.optimizers import OptimizerConfig
+
+MethodName = Literal["ia3", "lora", "prompt_tuning", "full"]
+
+
+@dataclasses.dataclass(frozen=True)
+class IA3Config:
+    """Fields of ``pj.ia3``; read where the method includes ia3."""
+
+    targets: tuple[str, ...] = IA3_TARGETS
+    """Regular expressions on the ends of module paths."""
+    layers: tuple[int, ...] | None = None
+    """Indices of the layers to train; all by default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Fields of ``pj.lora``; read where the method includes lora."""
+
+    rank: int = 8
+    alpha: float | None = None
+    """The update is scaled by alpha / rank; by default by 1."""
+    targets: tuple[str, ...] = ("attention/(query|value)",)
+    """Regular expressions on the ends of module paths."""
+    layers: tuple[int, ...] | None = None
+    """Indices of the layers to train; all by default."""
+    dropout: float = 0.0
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTuningConfig:
+    """Fields of ``pj.prompt_tuning``; read where the method includes prompt_tuning."""
+
+    length: int = 20
+    init: Literal["random", "vocabulary", "labels", "text", "file"] = "vocabulary"
+    where: Literal["encoder", "decoder", "both"] = "encoder"
+    labels: tuple[str, ...] = ()
+    text: str = ""
+    file: Path | None = None
+    vocabulary_range: tuple[int, int] = (0, 5000)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """How the frozen backbone is loaded and run."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen weights; auto: bfloat16 on an accelerator, float32 on a CPU."""
+    activation_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of hidden states; auto as above."""
+    dropout: float | None = None
+    """Rate while training; by default the checkpoint's own (0.1 for a T5)."""
+    remat: Literal["none", "dots", "full"] = "dots"
+    """What the backward pass keeps of a layer: all, the projections' outputs, or its input."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from. Without a directory: the embedded tasks, else TFDS."""
+
+    directory: Path | None = None
+    """Folder of JSONL datasets (a folder per dataset), or one dataset's own folder."""
+    templates: Path | None = None
+    """promptsource templates.yaml, or the folder that holds it; by default those found in the
+    directory, else our own."""
+    prepared: Path | None = None
+    """File of training examples written by ``peft-jax prepare``: then no TensorFlow is needed."""
+    prepared_evaluation: Path | None = None
+    """The same for the evaluation split."""
+    shots: int | None = None
+    """Training examples to draw; by default the dataset's own number in T-Few (32). 0: all."""
+    few_shot_seed: int | None = None
+    """Seed of the draw; by default the run's seed, as in T-Few."""
+    max_input_length: int = 256
+    """Inputs are cut at this many tokens, EOS included."""
+    max_choice_length: int = 64
+    """A longer answer choice is an error, never cut."""
+    train_split: str = "train"
+    evaluation_split: str = "validation"
+    evaluation_examples: int | None = None
+    """Evaluate on the first so many examples; by default on all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """L_LM + unlikelihood * L_UL + length_normalized * L_LN (Liu et al. 2022, section 3.2)."""
+
+    unlikelihood: float = 1.0
+    length_normalized: float = 1.0
+    length_normalization: float = 1.0
+    """Exponent of the length in L_LN's scores."""
+    variant: Literal["paper", "tfew"] = "paper"
+    """"tfew" reproduces the released code's unlikelihood loss instead of the paper's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The loop."""
+
+    steps: int = 1000
+    batch_size: int = 8
+    accumulate: int = 1
+    """Run each batch in this many parts, one after the other."""
+    log_every: int = 10
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    evaluate_every: int = 0
+    """Evaluate this often while training; 0: only before and after."""
+    devices: int | None = None
+    """Local devices to use; by default as many as divide the batch."""
+    parallel: Literal["jit", "pmap"] = "jit"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Rank classification."""
+
+    batch_size: int = 32
+    length_normalization: float = 1.0
+    """1: mean log-probability of a choice's tokens (T-Few); 0: their sum (T0)."""
+    memory_budget_mb: int = 1024
+    """Choices are split into parts so that the decoder's work keeps within this."""
+    zero_shot: bool = True
+    """Also score the frozen backbone before training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run: a method trained on one task, and its evaluation."""
+
+    task: str = "embedded_entailment"
+    """Name of the task: embedded_*, a dataset (rte, cb, copa, wic, wsc, boolq, sst2), or a folder
+    of your own inside data.directory."""
+    backbone: str = "tiny"
+    """"tiny" (embedded), or the path of a Hugging Face checkpoint folder."""
+    method: tuple[MethodName, ...] = ("ia3",)
+    """One method, or several that are composed."""
+    seed: int = 42
+    """Of the few-shot draw, the order of batches and templates, initialisation and dropout."""
+    ia3: IA3Config = dataclasses.field(default_factory=IA3Config)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    prompt_tuning: PromptTuningConfig = dataclasses.field(default_factory=PromptTuningConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+
+def make_method(config: Experiment) -> Method:
+    """The method that an experiment describes."""
+    factories = {
+        "ia3": lambda: ia3(**vars(config.ia3)),
+        "lora": lambda: lora(**vars(config.lora)),
+        "prompt_tuning": lambda: prompt_tuning(**vars(config.prompt_tuning)),
+        "full": full,
+    }
+    if not config.method:
+        raise InputError("method is empty; give at least one of " + ", ".join(factories))
+    unknown = [name for name in config.method if name not in factories]
+    if unknown:
+        raise InputError(f"method {unknown[0]!r} is unknown; one of {', '.join(factories)}")
+    return compose(*(factories[name]() for name in config.method))
+
+
+def check(config: Experiment) -> None:
+    """Raises InputError for a number that cannot be meant, before anything is loaded."""
+    at_least = {
+        "training.steps": (config.training.steps, 1),
+        "training.batch_size": (config.training.batch_size, 1),
+        "training.accumulate": (config.training.accumulate, 1),
+        "training.log_every": (config.training.log_every, 1),
+        "training.checkpoint_every": (config.training.checkpoint_every, 1),
+        "training.keep_checkpoints": (config.training.keep_checkpoints, 1),
+        "training.evaluate_every": (config.training.evaluate_every, 0),
+        "evaluation.batch_size": (config.evaluation.batch_size, 1),
+        "evaluation.memory_budget_mb": (config.evaluation.memory_budget_mb, 1),
+        "data.max_input_length": (config.data.max_input_length, 2),
+        "data.max_choice_length": (config.data.max_choice_length, 2),
+        "seed": (config.seed, 0),
+    }
+    for field, (value, least) in at_least.items():
+        if value < least:
+            raise InputError(f"{field} is {value}; it must be at least {least}")
+    if config.training.batch_size % config.training.accumulate:
+        raise InputError(
+            f"training.batch_size {config.training.batch_size} is not divisible by "
+            f"training.accumulate {config.training.accumulate}"
+        )
+    make_method(config)
+
+
+# --------------------------------------------------------------------------------------------
+# Presets
+# --------------------------------------------------------------------------------------------
+def presets() -> dict[str, str]:
+    """Name -> first line of the description of every preset in ``configs/``."""
+    import peft_jax.configs as configs
+
+    found = {}
+    for module in pkgutil.iter_modules(configs.__path__):
+        text = importlib.import_module(f"peft_jax.configs.{module.name}").__doc__ or ""
+        found[module.name] = text.strip().partition("\n")[0]
+    return found
+
+
+def load_preset(name: str, kind: type = Experiment) -> Any:
+    """The configuration that a preset's ``config()`` returns.
+
+    Args:
+      name: of a file in ``configs/`` without its ending, or the path of a Python file.
+      kind: what it must return an instance of.
+
+    Raises:
+      InputError: no such preset, or one that is none of that kind.
+    """
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise InputError(f"no configuration file at {path}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        known = presets()
+        if name not in known:
+            raise InputError(f"no preset is named {name!r}; {tree.nearest(name, known)}")
+        module = importlib.import_module(f"peft_jax.configs.{name}")
+    if not hasattr(module, "config"):
+        raise InputError(f"{name} has no function config()")
+    made = module.config()
+    if not isinstance(made, kind):
+        raise InputError(f"{name}: config() returns {type(made).__name__}, not {kind.__name__}")
+    return made
+
+
+# --------------------------------------------------------------------------------------------
+# Files
+# --------------------------------------------------------------------------------------------
+def to_json(config: Any) -> str:
+    """Every field as it was used."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+
+
+def from_json(path: Path) -> Experiment:
+    """The experiment that a run's ``config.json`` holds."""
+    try:
+        return _from_dict(Experiment, json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise InputError(f"{path} is not a run's configuration: {error}") from None
+
+
+def _from_dict(kind: type, fields: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, value in fields.items():
+        hint = hints.get(name)
+        if dataclasses.is_dataclass(hint):
+            value = _from_dict(hint, value)
+        elif isinstance(value, list):
+            value = _tuples(value)
+        elif isinstance(value, str) and (hint is Path or Path in typing.get_args(hint)):
+            value = Path(value)
+        values[name] = value
+    return kind(**values)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def first_difference(config: Any, saved: dict[str, Any]) -> str | None:
+    """The first field whose value is not the saved one, in words; None if all are equal."""
+    now = tree.flatten(json.loads(to_json(config)))
+    then = tree.flatten(saved)
+    for field in {**now, **then}:
+        if now.get(field) != then.get(field):
+            name = field.replace("/", ".")
+            return f"{name} is {now.get(field)!r}, the run was started with {then.get(field)!r}"
+    return None

@@ -1,0 +1,438 @@
+"""One run, from an :class:`~peft_jax.config.Experiment` to its folder.
+
+::
+
+    OUTPUT/config.json          every field as it was used
+    OUTPUT/metrics.jsonl        a line per log; the same figures for TensorBoard in tensorboard/
+    OUTPUT/checkpoints/         trainables, optimiser, step, random state, data position (orbax)
+    OUTPUT/adapter.safetensors  the stored tree and what is needed to use it
+    OUTPUT/predictions.jsonl    every choice's score for every evaluated row
+    OUTPUT/result.json          the final figures
+    OUTPUT/run.png              loss, accuracy, accuracy under each template
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import platform
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from peft_jax import report, sharding, tree
+from peft_jax._version import __version__
+from peft_jax.adapter import FILE as ADAPTER_FILE
+from peft_jax.adapter import save_adapter
+from peft_jax.backbones import Backbone, load_backbone
+from peft_jax.checkpoint import Checkpoints
+from peft_jax.config import DataConfig, Experiment, check, first_difference, make_method, to_json
+from peft_jax.errors import InputError
+from peft_jax.evaluation import Evaluation, evaluate, make_scorer
+from peft_jax.examples import ChoiceExamples, FewShotSampler, vocabulary_identity
+from peft_jax.methods import Method
+from peft_jax.optimizers import make_optimizer
+from peft_jax.progress import TrainingProgress, step_bar
+from peft_jax.train import TrainState, init_state, make_train_step, tfew_objective
+
+EMBEDDED = "embedded_"
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its state."""
+
+    def __init__(self, step: int, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
+        self.exit_code = 128 + number
+
+
+# --------------------------------------------------------------------------------------------
+# Parts of a run, which studies use too
+# --------------------------------------------------------------------------------------------
+def open_backbone(config: Experiment) -> Backbone:
+    """The frozen backbone that an experiment names, run as it says."""
+    model = config.model
+    run: dict[str, Any] = {"remat": model.remat}
+    if model.activation_dtype != "auto":
+        run["activation_dtype"] = model.activation_dtype
+    if model.dropout is not None:
+        run["dropout"] = model.dropout
+    dtype = None if model.dtype == "auto" else model.dtype
+    return load_backbone(config.backbone, dtype, **run)
+
+
+def open_examples(
+    task: str, data: DataConfig, backbone: Backbone, seed: int, *, training: bool
+) -> ChoiceExamples:
+    """The training draw, or the evaluation split, as arrays.
+
+    Args:
+      seed: of the few-shot draw, where the data's own is not set.
+      training: which of the two.
+    """
+    if backbone.vocabulary is None:
+        raise InputError(
+            f"backbone {backbone.name!r} has no spiece.model: tokens cannot be made or compared"
+        )
+    prepared = data.prepared if training else data.prepared_evaluation
+    if prepared is not None:
+        examples = ChoiceExamples.load(prepared, vocabulary_identity(backbone.vocabulary))
+    else:
+        examples = _tokenise(task, data, backbone.vocabulary, seed, training)
+    if not training and data.evaluation_examples is not None:
+        limit = min(data.evaluation_examples, examples.num_examples)
+        examples = examples.subset(examples=slice(0, limit)).trimmed()
+    _check_tokens(examples, backbone)
+    return examples
+
+
+def _tokenise(task, data: DataConfig, vocabulary: Path, seed: int, training: bool):
+    # These two import TensorFlow, which takes seconds and which a prepared file does without.
+    from peft_jax.tasks.prepare import choice_examples
+    from peft_jax.tasks.prompted import find_task
+
+    embedded = task.startswith(EMBEDDED)
+    source = {} if embedded else {"directory": data.directory, "templates": data.templates}
+    shots = data.shots
+    if training and shots is None:
+        shots = find_task(task, **source).dataset.shots
+    return choice_examples(
+        task,
+        data.train_split if training else data.evaluation_split,
+        backbone_vocabulary_path=vocabulary,
+        max_input_length=data.max_input_length,
+        max_choice_length=data.max_choice_length,
+        shots=shots or None if training else None,
+        seed=(seed if data.few_shot_seed is None else data.few_shot_seed) if training else None,
+        progress=True,
+        **source,
+    )
+
+
+def _check_tokens(examples: ChoiceExamples, backbone: Backbone) -> None:
+    largest = max(int(examples.encoder_input_tokens.max()), int(examples.choices.max()))
+    if largest >= backbone.config.vocab_size:
+        raise InputError(
+            f"{examples.task}: token {largest} does not fit the backbone's embedding of "
+            f"{backbone.config.vocab_size} rows; its spiece.model belongs to another model"
+        )
+
+
+# --------------------------------------------------------------------------------------------
+# Training
+# --------------------------------------------------------------------------------------------
+@dataclasses.dataclass
+class Training:
+    """What a training loop works on; made by :func:`set_up`."""
+
+    config: Experiment
+    backbone: Backbone
+    method: Method
+    mesh: jax.sharding.Mesh
+    frozen: tree.Params
+    sampler: FewShotSampler
+    state: TrainState
+    step: Callable
+
+
+def set_up(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> Training:
+    """Everything that a loop needs, with the state before the first step."""
+    training = config.training
+    method = make_method(config)
+    mesh = sharding.make_mesh(training.batch_size // training.accumulate, training.devices)
+    sampler = FewShotSampler(examples, training.batch_size, config.seed)
+    optimizer = make_optimizer(dataclasses.replace(config.optimizer, total_steps=training.steps))
+    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    objective = tfew_objective(
+        **dataclasses.asdict(config.loss),
+        memory_budget=config.evaluation.memory_budget_mb * 2**20,
+    )
+    step = make_train_step(
+        backbone,
+        method,
+        optimizer,
+        objective,
+        mesh=mesh,
+        parallel=training.parallel,
+        accumulate=training.accumulate,
+    )
+    # Initialised where the backbone was loaded, before it is copied to all devices.
+    state = init_state(method.init(init_key, backbone), optimizer, run_key)
+    frozen = sharding.replicate(mesh, backbone.params)
+    state = sharding.replicate(mesh, state)
+    return Training(config, backbone, method, mesh, frozen, sampler, state, step)
+
+
+def train_steps(run: Training, until: int) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+    """Makes updates up to step ``until``; yields (updates made, metrics still on the device)."""
+    several = jax.default_backend() == "cpu" and run.mesh.size > 1
+    for made in range(int(run.state.step) + 1, until + 1):
+        batch = next(run.sampler)
+        batch.pop("row")
+        placed = sharding.put_batch(run.mesh, batch)
+        run.state, metrics = run.step(run.state, run.frozen, placed)
+        if several:
+            # Forced host devices share threads: queued collectives would wait for each other.
+            jax.block_until_ready(run.state)
+        yield made, metrics
+
+
+# --------------------------------------------------------------------------------------------
+# The run and its folder
+# --------------------------------------------------------------------------------------------
+def run(
+    config: Experiment,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Trains, evaluates, and leaves the folder described above; returns what result.json holds.
+
+    Args:
+      output: the run's folder. One that holds a run is refused unless told what to do with it.
+      resume: go on from the folder's newest checkpoint; the fields must be the same.
+      overwrite: delete the folder's run first.
+
+    Raises:
+      InputError: bad input, before anything is trained or overwritten; or a loss that is not a
+        number, with the last good checkpoint kept.
+      Interrupted: Ctrl-C or SIGTERM, after saving.
+    """
+    console = console or Console()
+    check(config)
+    _check_folder(config, output, resume, overwrite)
+    backbone = open_backbone(config)
+    train_examples = open_examples(config.task, config.data, backbone, config.seed, training=True)
+    test_examples = open_examples(config.task, config.data, backbone, config.seed, training=False)
+    _check_labels(train_examples)
+    training = set_up(config, backbone, train_examples)
+    _open_folder(config, output, overwrite)
+    return _Run(output, training, test_examples, console).go(resume)
+
+
+def _check_labels(examples: ChoiceExamples) -> None:
+    labels = np.unique(examples.label)
+    if len(labels) < 2 and examples.choice_mask.sum(1).max() > 1:
+        raise InputError(
+            f"{examples.task}: the {examples.num_examples} training examples all have the label "
+            f"{labels[0]}; draw others (data.few_shot_seed) or more (data.shots)"
+        )
+
+
+def _check_folder(config: Experiment, output: Path, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite exclude each other")
+    held = output / "config.json"
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output {output} is a file; give a folder")
+    if resume:
+        if not held.is_file():
+            raise InputError(f"nothing to resume in {output}: it has no config.json")
+        different = first_difference(config, json.loads(held.read_text()))
+        if different:
+            raise InputError(f"cannot resume {output}: {different}")
+    elif output.is_dir() and any(output.iterdir()):
+        if not overwrite:
+            raise InputError(
+                f"output {output} is not empty; --resume goes on with its run, --overwrite "
+                "replaces it"
+            )
+        if not held.is_file():
+            # Never delete a folder that is not a run's.
+            raise InputError(f"will not overwrite {output}: it holds no run (no config.json)")
+
+
+def _open_folder(config: Experiment, output: Path, overwrite: bool) -> None:
+    if overwrite and output.is_dir():
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.json").write_text(to_json(config))
+
+
+class _Run:
+    """The loop over one folder: logs, checkpoints, signals, and the end."""
+
+    def __init__(self, output: Path, training: Training, test: ChoiceExamples, console: Console):
+        self.output = output
+        self.training = training
+        self.test = test
+        self.console = console
+        self.config = training.config
+        self.checkpoints = Checkpoints(
+            output / "checkpoints", self.config.training.keep_checkpoints
+        )
+        self.seconds = 0.0
+        self.zero_shot: dict[str, Any] | None = None
+        self._stop: int | None = None
+        options = {
+            "mesh": sharding.make_mesh(self.config.evaluation.batch_size),
+            "length_normalization": self.config.evaluation.length_normalization,
+            "memory_budget": self.config.evaluation.memory_budget_mb * 2**20,
+        }
+        self._eval_mesh = options["mesh"]
+        self._score = make_scorer(training.backbone, training.method, **options)
+        self._score_frozen = make_scorer(training.backbone, None, **options)
+        self._eval_frozen = sharding.replicate(self._eval_mesh, training.backbone.params)
+
+    def go(self, resume: bool) -> dict[str, Any]:
+        from peft_jax.metrics_log import MetricsLog
+
+        try:
+            if resume and self.checkpoints.latest() is not None:
+                self._restore()
+            with MetricsLog(self.output, after_step=int(self.training.state.step)) as log:
+                if self.config.evaluation.zero_shot and self.zero_shot is None:
+                    self.zero_shot = self._evaluate("zero-shot", frozen=True).summary()
+                with self._signals():
+                    self._train(log)
+                evaluation = self._evaluate("evaluation")
+                log.write(
+                    self.config.training.steps, evaluation_accuracy=evaluation.accuracy.median
+                )
+            return self._finish(evaluation)
+        finally:
+            self.checkpoints.close()
+
+    # ------------------------------------------------------------------ checkpoints and signals
+    def _restore(self) -> None:
+        self.training.state, progress = self.checkpoints.restore(self.training.state)
+        self.training.sampler.restore(progress["data"])
+        self.seconds = progress["seconds"]
+        self.zero_shot = progress["zero_shot"]
+        self.console.print(f"resumed after step {int(self.training.state.step)}")
+
+    def _save(self) -> None:
+        progress = {
+            "data": self.training.sampler.state,
+            "seconds": self.seconds,
+            "zero_shot": self.zero_shot,
+        }
+        self.checkpoints.save(self.training.state, progress)
+
+    @contextlib.contextmanager
+    def _signals(self):
+        """While inside, SIGINT and SIGTERM only ask the loop to save and stop."""
+
+        def ask(number, frame):
+            self._stop = number
+
+        try:
+            before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: a notebook's worker, say
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # ------------------------------------------------------------------ training
+    def _train(self, log) -> None:
+        config = self.config.training
+        pending: list[dict[str, jax.Array]] = []
+        shown = TrainingProgress(self.console, config.steps, config.batch_size)
+        started = time.perf_counter() - self.seconds
+        with shown:
+            shown.start_at(int(self.training.state.step))
+            for made, metrics in train_steps(self.training, config.steps):
+                pending.append(metrics)
+                at_end = made == config.steps
+                save = made % config.checkpoint_every == 0 or at_end or self._stop is not None
+                if made % config.log_every == 0 or save:
+                    means = _means(pending)
+                    pending = []
+                    self.seconds = time.perf_counter() - started
+                    _check_finite(means, made, self.checkpoints.latest())
+                    log.write(made, **means, examples_per_second=self._speed(made))
+                    shown.update(made, means, self._speed(made))
+                if save:
+                    self._save()
+                if self._stop is not None:
+                    raise Interrupted(made, self._stop)
+                every = config.evaluate_every
+                if every and made % every == 0 and not at_end:
+                    before = time.perf_counter()
+                    accuracy = self._evaluate("evaluation", quiet=True).accuracy.median
+                    log.write(made, evaluation_accuracy=accuracy)
+                    started += time.perf_counter() - before
+
+    def _speed(self, made: int) -> float:
+        return made * self.config.training.batch_size / max(self.seconds, 1e-9)
+
+    def _evaluate(self, what: str, frozen: bool = False, quiet: bool = False) -> Evaluation:
+        adapter = (
+            {} if frozen else sharding.replicate(self._eval_mesh, self.training.state.trainable)
+        )
+        with step_bar(self.console, f"{what:>10}", len(self.test), quiet) as advance:
+            return evaluate(
+                self._score_frozen if frozen else self._score,
+                adapter,
+                self._eval_frozen,
+                self.test,
+                batch_size=self.config.evaluation.batch_size,
+                mesh=self._eval_mesh,
+                advance=advance,
+            )
+
+    # ------------------------------------------------------------------ the end
+    def _finish(self, evaluation: Evaluation) -> dict[str, Any]:
+        run, config = self.training, self.config
+        adapter = jax.device_get(run.state.trainable)
+        details = {"task": config.task, "accuracy_median": evaluation.accuracy.median}
+        path = save_adapter(self.output / ADAPTER_FILE, adapter, run.method, run.backbone, details)
+        evaluation.write(self.output / "predictions.jsonl")
+        trainable = tree.count(adapter)
+        result = {
+            "task": config.task,
+            "backbone": run.backbone.name,
+            "method": list(config.method),
+            "seed": config.seed,
+            "steps": config.training.steps,
+            "training_examples": run.sampler.examples.num_examples,
+            "trainable_parameters": trainable,
+            "trainable_share": trainable / tree.count(run.backbone.params),
+            "adapter_bytes": path.stat().st_size,
+            "training_seconds": self.seconds,
+            "examples_per_second": self._speed(config.training.steps),
+            "zero_shot": self.zero_shot,
+            "evaluation": evaluation.summary(),
+            "devices": [d.device_kind for d in run.mesh.devices.flat],
+            "versions": {
+                "peft_jax": __version__,
+                "jax": jax.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        (self.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        metrics = report.read_metrics(self.output / "metrics.jsonl")
+        report.draw_run(self.output / "run.png", metrics, result)
+        self.console.print(report.run_table(result))
+        self.console.print(f"written to {self.output}: {ADAPTER_FILE}, result.json, run.png")
+        return result
+
+
+def _means(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
+    """The metrics' means over the steps since the last log; the only wait for the device."""
+    fetched = jax.device_get(pending)
+    return {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+
+
+def _check_finite(means: dict[str, float], made: int, saved: int | None) -> None:
+    bad = [name for name, value in means.items() if not math.isfinite(value)]
+    if bad:
+        kept = f"the checkpoint of step {saved} is kept" if saved else "nothing was saved before"
+        raise InputError(
+            f"{bad[0]} is not a number by step {made}; {kept}. Try a lower "
+            "optimizer.learning_rate, or float32 (model.dtype, model.activation_dtype)"
+        )

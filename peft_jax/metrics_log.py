@@ -1,0 +1,56 @@
+"""A run's figures over time: ``metrics.jsonl``, and the same for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+
+class MetricsLog:
+    """Appends lines ``{"step": k, name: value, ...}``.
+
+    Args:
+      folder: of the run.
+      after_step: lines of later steps are dropped first: a resumed run makes them again, and the
+        file ends up as if it had never stopped.
+    """
+
+    def __init__(self, folder: Path, after_step: int = 0):
+        self._path = folder / "metrics.jsonl"
+        self._tensorboard_folder = folder / "tensorboard"
+        self._after = after_step
+        if self._path.exists():
+            kept = [
+                line
+                for line in self._path.read_text().splitlines(keepends=True)
+                if _step(line) <= after_step
+            ]
+            partial = self._path.with_suffix(".partial")
+            partial.write_text("".join(kept))
+            os.replace(partial, self._path)
+
+    def __enter__(self) -> MetricsLog:
+        from tensorboardX import SummaryWriter
+
+        self._file = open(self._path, "a", encoding="utf-8")
+        self._writer = SummaryWriter(str(self._tensorboard_folder), purge_step=self._after + 1)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+        self._writer.close()
+
+    def write(self, step: int, **figures: float) -> None:
+        """One line; flushed, so that a run that dies has its log."""
+        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+
+def _step(line: str) -> int:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return 2**62  # the unfinished last line of a run that died

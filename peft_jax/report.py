@@ -1,0 +1,143 @@
+"""Tables and pictures of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Okabe & Ito's palette: told apart by colour-blind readers and in grey.
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#777777"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``."""
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def _figure(columns: int, width: float = 4.6, height: float = 3.8):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False
+    )
+    for axis in axes[0]:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.25)
+    return figure, axes[0]
+
+
+def draw_run(path: Path, metrics: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
+    """Loss and accuracy over steps, and accuracy under every template before and after."""
+    import matplotlib.pyplot as plt
+
+    figure, (losses, accuracy, templates) = _figure(3)
+    train = [line for line in metrics if "loss" in line]
+    steps = [line["step"] for line in train]
+    parts = {
+        "loss": ("total", "black"),
+        "lm_loss": ("L_LM", BLUE),
+        "unlikelihood_loss": ("L_UL", ORANGE),
+        "length_normalized_loss": ("L_LN", GREEN),
+    }
+    for name, (label, color) in parts.items():
+        losses.plot(steps, [line[name] for line in train], label=label, color=color, lw=1.2)
+    losses.set(title="Training loss", xlabel="step", ylabel="nats")
+    losses.legend(frameon=False)
+
+    accuracy.plot(
+        steps, [line["accuracy"] for line in train], color=GREY, lw=1, label="training batches"
+    )
+    points = [(m["step"], m["evaluation_accuracy"]) for m in metrics if "evaluation_accuracy" in m]
+    split = result["evaluation"]["split"]
+    accuracy.plot(*zip(*points, strict=True), "o-", color=BLUE, label=f"{split}, median")
+    if result.get("zero_shot"):
+        zero = result["zero_shot"]["accuracy_median"]
+        accuracy.axhline(zero, color=ORANGE, ls="--", label="zero-shot")
+    accuracy.set(title="Accuracy", xlabel="step", ylim=(0, 1.02))
+    accuracy.legend(frameon=False, loc="lower right")
+
+    _draw_templates(templates, result)
+    name = f"{result['task']}: {'+'.join(result['method'])} on {result['backbone']}"
+    figure.suptitle(f"{name}, {result['trainable_parameters']:,} trained parameters")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _draw_templates(axis, result: Mapping[str, Any]) -> None:
+    after = result["evaluation"]["accuracy_per_template"]
+    before = (result.get("zero_shot") or {}).get("accuracy_per_template", {})
+    names = sorted(after, key=after.__getitem__)
+    places = np.arange(len(names))
+    for place, name in zip(places, names, strict=True):
+        if name in before:
+            axis.plot([before[name], after[name]], [place, place], color=GREY, lw=1, zorder=1)
+    axis.scatter([after[n] for n in names], places, color=BLUE, label="trained", zorder=2)
+    if before:
+        axis.scatter([before[n] for n in names], places, color=ORANGE, label="zero-shot", zorder=2)
+    axis.set_yticks(places, [n if len(n) < 28 else n[:26] + "…" for n in names], fontsize=8)
+    axis.grid(axis="x", alpha=0.25)
+    axis.set(title="Accuracy under each template", xlim=(0, 1.02))
+    axis.legend(frameon=False, loc="lower left")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]):
+    """A rich table; the first column is text, the others are aligned right."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def run_table(result: Mapping[str, Any]):
+    """The final figures of a run."""
+
+    def figures(part: Mapping[str, Any] | None) -> str:
+        if not part:
+            return "-"
+        return f"{100 * part['accuracy_median']:.1f} ({100 * part['accuracy_iqr']:.1f})"
+
+    evaluation = result["evaluation"]
+    rows = [
+        ("accuracy, median over templates (IQR)", figures(evaluation)),
+        ("zero-shot accuracy (IQR)", figures(result.get("zero_shot"))),
+        ("evaluated on", f"{evaluation['examples']:,} examples x {_templates(evaluation)}"),
+        ("trained on", f"{result['training_examples']:,} examples, {result['steps']:,} steps"),
+        (
+            "trained parameters",
+            f"{result['trainable_parameters']:,} ({result['trainable_share']:.3%})",
+        ),
+        ("adapter file", f"{result['adapter_bytes'] / 1000:,.1f} kB"),
+        (
+            "training",
+            f"{result['training_seconds']:,.1f} s, {result['examples_per_second']:,.1f}/s",
+        ),
+    ]
+    return table(f"{result['task']}, {'+'.join(result['method'])}", ("", "value"), rows)
+
+
+def evaluation_table(summary: Mapping[str, Any]):
+    """Accuracy under every template, and the median."""
+    rows = [
+        (name, f"{100 * accuracy:.1f}")
+        for name, accuracy in summary["accuracy_per_template"].items()
+    ]
+    median, iqr = summary["accuracy_median"], summary["accuracy_iqr"]
+    rows.append(("median (IQR)", f"{100 * median:.1f} ({100 * iqr:.1f})"))
+    title = f"{summary['task']} {summary['split']}, {summary['examples']:,} examples"
+    return table(title, ("template", "accuracy"), rows)
+
+
+def _templates(evaluation: Mapping[str, Any]) -> str:
+    number = len(evaluation["accuracy_per_template"])
+    return f"{number} template{'s' if number != 1 else ''}"
