@@ -24,6 +24,11 @@ __all__ = [
     "refuse_long_choices",
 ]
 
+# TensorFlow only feeds data here, and would otherwise take all of an accelerator's memory from jax.
+for _kind in ("GPU", "TPU"):
+    with contextlib.suppress(RuntimeError, ValueError):  # it was already started by somebody else
+        tf.config.set_visible_devices([], _kind)
+
 _MARK = "peft_jax choice limit: "
 
 

@@ -56,10 +56,10 @@ class Dataset:
 
         Raises InputError for a missing field and for a label that is none of the dataset's.
         """
-        row = {key: _text(value) for key, value in row.items()}
+        row = {key: _python_value(value) for key, value in row.items()}
         nested = row.pop("target", None) if "target" not in self.fields else None
         if isinstance(nested, Mapping):  # SuperGLUE's own WSC files
-            row |= {key: _text(value) for key, value in nested.items()}
+            row |= {key: _python_value(value) for key, value in nested.items()}
         missing = [f for f in (*self.fields, self.label_field) if row.get(f) is None]
         if missing:
             raise InputError(
@@ -78,7 +78,7 @@ class Dataset:
         """A name, a bool or an integer -> the index of the label."""
         if isinstance(label, str) and label in self.labels:
             return self.labels.index(label)
-        if isinstance(label, (bool, int)) or getattr(label, "dtype", None) is not None:
+        if isinstance(label, (bool, int)):
             index = int(label)
             if index >= 0 and (index < len(self.labels) or not self.labels):
                 return index
@@ -91,8 +91,11 @@ class Dataset:
         )
 
 
-def _text(value):
-    return value.decode("utf-8") if isinstance(value, bytes) else value
+def _python_value(value):
+    """TFDS's bytes as text and numpy scalars as Python numbers; others as they are."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def _spans_as_in_text(row: Mapping) -> dict:

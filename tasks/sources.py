@@ -1,7 +1,7 @@
 """Rows of a dataset: from a folder of JSONL files, or from TensorFlow Datasets.
 
 Whatever the source, a row comes back with promptsource's field names, an int ``label`` and an int
-``idx``, in the order of the source. Everything that can be wrong with a file is found here, before
+``idx``, in the dataset's official order. Everything that can be wrong with a file is found here, before
 anything is tokenised or trained, and is told with the file, the line and the field.
 """
 
@@ -50,7 +50,7 @@ def find_source(name: str, directory: str | Path | None) -> tuple[Dataset, Path 
 
 
 def read_rows(dataset: Dataset, split: str, folder: Path | None) -> list[dict]:
-    """All rows of a split, normalised (see `Dataset.normalise`), in the source's order.
+    """All rows of a split, normalised (see `Dataset.normalise`), in the dataset's order.
 
     Raises InputError for a split that is missing, empty, or has one label only, and for a row that
     is not valid.
@@ -68,6 +68,8 @@ def read_rows(dataset: Dataset, split: str, folder: Path | None) -> list[dict]:
             dataset.normalise(row, position, f"{source}, row {position}")
             for position, row in enumerate(_tfds_rows(dataset, split))
         ]
+        # TFDS stores its files shuffled; T-Few's draws are made on the official order.
+        rows.sort(key=lambda row: row["idx"])
     labels = {row["label"] for row in rows}
     if not rows:
         raise InputError(f"{source} is empty: {dataset.name} needs labelled rows")
@@ -160,7 +162,7 @@ def _label_names(folder: Path) -> tuple[str, ...] | None:
 
 
 def _tfds_rows(dataset: Dataset, split: str):
-    """The rows of a TFDS split as dicts of numpy scalars, in the order of the stored files."""
+    """The rows of a TFDS split as dicts of bytes and numpy scalars."""
     advice = (
         f"{dataset.name} cannot be read from TFDS ({dataset.tfds}, {split}): {{}}. Give "
         "--data.directory with a folder of JSONL files instead, or make TFDS reachable "
