@@ -47,9 +47,13 @@ class TrainState:
 def init_state(
     trainable: Params, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
-    """The state before the first step. Copies the tree, since a step donates its state."""
-    trainable = jax.tree.map(lambda x: jnp.array(x, copy=True), trainable)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), key)
+    """The state before the first step.
+
+    Every leaf is a copy of its own: a step donates its state, which must neither free the caller's
+    tree nor hold one buffer twice (an optimiser may start several moments from one zero).
+    """
+    state = TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), key)
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
 
 # --------------------------------------------------------------------------------------------
