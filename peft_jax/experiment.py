@@ -21,12 +21,13 @@ import platform
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from rich.console import Console
 
 from peft_jax import report, sharding, tree
@@ -42,7 +43,7 @@ from peft_jax.examples import ChoiceExamples, FewShotSampler, vocabulary_identit
 from peft_jax.methods import Method
 from peft_jax.optimizers import make_optimizer
 from peft_jax.progress import TrainingProgress, step_bar
-from peft_jax.train import TrainState, init_state, make_train_step, tfew_objective
+from peft_jax.train import Step, TrainState, init_state, make_train_step, tfew_objective
 
 EMBEDDED = "embedded_"
 
@@ -137,11 +138,24 @@ class Training:
     config: Experiment
     backbone: Backbone
     method: Method
+    optimizer: optax.GradientTransformation
     mesh: jax.sharding.Mesh
     frozen: tree.Params
-    sampler: FewShotSampler
-    state: TrainState
-    step: Callable
+    step: Step
+    sampler: FewShotSampler = dataclasses.field(init=False)
+    state: TrainState = dataclasses.field(init=False)
+
+    def restart(self, seed: int, examples: ChoiceExamples) -> None:
+        """Back to the state before the first step, with another seed or other examples."""
+        self.sampler = FewShotSampler(examples, self.config.training.batch_size, seed)
+        self.state = _first_state(self, seed)
+
+
+def _first_state(run: Training, seed: int) -> TrainState:
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    # Initialised where the backbone was loaded, before anything is copied to all devices.
+    trainable = run.method.init(init_key, run.backbone)
+    return sharding.replicate(run.mesh, init_state(trainable, run.optimizer, run_key))
 
 
 def set_up(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> Training:
@@ -149,9 +163,7 @@ def set_up(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> 
     training = config.training
     method = make_method(config)
     mesh = sharding.make_mesh(training.batch_size // training.accumulate, training.devices)
-    sampler = FewShotSampler(examples, training.batch_size, config.seed)
     optimizer = make_optimizer(dataclasses.replace(config.optimizer, total_steps=training.steps))
-    init_key, run_key = jax.random.split(jax.random.key(config.seed))
     objective = tfew_objective(
         **dataclasses.asdict(config.loss),
         memory_budget=config.evaluation.memory_budget_mb * 2**20,
@@ -165,11 +177,10 @@ def set_up(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> 
         parallel=training.parallel,
         accumulate=training.accumulate,
     )
-    # Initialised where the backbone was loaded, before it is copied to all devices.
-    state = init_state(method.init(init_key, backbone), optimizer, run_key)
     frozen = sharding.replicate(mesh, backbone.params)
-    state = sharding.replicate(mesh, state)
-    return Training(config, backbone, method, mesh, frozen, sampler, state, step)
+    made = Training(config, backbone, method, optimizer, mesh, frozen, step)
+    made.restart(config.seed, examples)
+    return made
 
 
 def train_steps(run: Training, until: int) -> Iterator[tuple[int, dict[str, jax.Array]]]:

@@ -18,26 +18,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
-def _figure(columns: int, width: float = 4.6, height: float = 3.8):
+def figure(columns: int, width: float = 4.6, height: float = 3.8):
+    """A figure with axes side by side, in the house's style."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(
+    made, axes = plt.subplots(
         1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False
     )
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.25)
-    return figure, axes[0]
+    return made, axes[0]
+
+
+def save_figure(made, path: Path) -> None:
+    """Writes and closes it."""
+    import matplotlib.pyplot as plt
+
+    made.savefig(path, dpi=120)
+    plt.close(made)
 
 
 def draw_run(path: Path, metrics: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
     """Loss and accuracy over steps, and accuracy under every template before and after."""
-    import matplotlib.pyplot as plt
-
-    figure, (losses, accuracy, templates) = _figure(3)
+    made, (losses, accuracy, templates) = figure(3)
     train = [line for line in metrics if "loss" in line]
     steps = [line["step"] for line in train]
     parts = {
@@ -65,9 +72,8 @@ def draw_run(path: Path, metrics: Sequence[Mapping[str, Any]], result: Mapping[s
 
     _draw_templates(templates, result)
     name = f"{result['task']}: {'+'.join(result['method'])} on {result['backbone']}"
-    figure.suptitle(f"{name}, {result['trainable_parameters']:,} trained parameters")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    made.suptitle(f"{name}, {result['trainable_parameters']:,} trained parameters")
+    save_figure(made, path)
 
 
 def _draw_templates(axis, result: Mapping[str, Any]) -> None:
@@ -97,6 +103,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]):
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def write_markdown(
+    path: Path, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    """The same as :func:`table`, as a Markdown file."""
+    lines = [f"# {title}", "", "| " + " | ".join(columns) + " |"]
+    lines.append("|" + "|".join(["---"] + ["--:"] * (len(columns) - 1)) + "|")
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def run_table(result: Mapping[str, Any]):

@@ -1,0 +1,264 @@
+"""Studies: many runs, one table, one picture.
+
+``few_shot`` compares, on every task and for several draws of the training examples: the frozen
+backbone (zero-shot), in-context learning, T-Few without L_UL and L_LN, and T-Few (the comparison
+of Liu et al. 2022, tables 1 and 2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from peft_jax import icl, report, sharding
+from peft_jax.backbones import Backbone
+from peft_jax.config import Experiment, check, to_json
+from peft_jax.errors import InputError
+from peft_jax.evaluation import Scorer, Spread, evaluate, make_scorer, spread
+from peft_jax.examples import ChoiceExamples
+from peft_jax.experiment import Training, open_backbone, open_examples, set_up, train_steps
+from peft_jax.progress import step_bar
+
+ZERO_SHOT, ICL, LM_ONLY, TFEW = "zero-shot", "in-context", "T-Few, L_LM only", "T-Few"
+SYSTEMS = (ZERO_SHOT, ICL, LM_ONLY, TFEW)
+
+
+class Outcome(NamedTuple):
+    """One run: the accuracy is the median over templates."""
+
+    task: str
+    system: str
+    seed: int
+    accuracy: float
+    per_template: dict[str, float]
+
+
+def held_out_tasks() -> tuple[str, ...]:
+    """The embedded tasks that the embedded backbone was not trained on."""
+    from peft_jax.tasks.embedded import TASKS
+
+    return tuple(f"embedded_{name}" for name, task in TASKS.items() if task.held_out)
+
+
+def few_shot(
+    config: Experiment,
+    output: Path,
+    *,
+    tasks: Sequence[str] = (),
+    seeds: Sequence[int] = (42, 1024, 0, 1, 32),
+    demonstrations: int = 8,
+    console: Console | None = None,
+) -> list[Outcome]:
+    """Runs what is not yet in ``output/results.jsonl``; writes table.md and study.png.
+
+    Args:
+      config: of the T-Few runs; its task and seed are replaced.
+      tasks: by default the embedded held-out ones.
+      seeds: of the draw, and of everything else that is random.
+      demonstrations: for in-context learning.
+
+    Raises:
+      InputError: the folder holds a study with other fields.
+    """
+    console = console or Console()
+    tasks = tuple(tasks) or held_out_tasks()
+    check(config)
+    done = _open(output, config, demonstrations)
+    finished = {(o.task, o.system, o.seed) for o in done}
+    wanted = [(t, s, seed) for t in tasks for s in SYSTEMS for seed in _seeds_of(s, seeds)]
+    missing = [run for run in wanted if run not in finished]
+    if missing:
+        backbone = open_backbone(config)
+        with (
+            step_bar(console, "runs", len(missing)) as advance,
+            open(output / "results.jsonl", "a", encoding="utf-8") as file,
+        ):
+            for outcome in _run_missing(config, backbone, missing, seeds, demonstrations):
+                file.write(json.dumps(outcome._asdict()) + "\n")
+                file.flush()
+                done.append(outcome)
+                advance(1)
+                if not console.is_terminal:
+                    console.print(
+                        f"{outcome.task}  {outcome.system}  seed {outcome.seed}  "
+                        f"{100 * outcome.accuracy:.1f}"
+                    )
+    outcomes = [o for o in done if (o.task, o.system, o.seed) in set(wanted)]
+    _report(output, outcomes, tasks, seeds, demonstrations, console)
+    return outcomes
+
+
+def _seeds_of(system: str, seeds: Sequence[int]) -> Sequence[int]:
+    """The frozen backbone alone has nothing that a seed could change."""
+    return seeds[:1] if system == ZERO_SHOT else seeds
+
+
+def _open(output: Path, config: Experiment, demonstrations: int) -> list[Outcome]:
+    fields = json.loads(to_json(config))
+    del fields["task"], fields["seed"]
+    fields["demonstrations"] = demonstrations
+    held, results = output / "config.json", output / "results.jsonl"
+    if held.is_file():
+        if json.loads(held.read_text()) != fields:
+            raise InputError(f"{output} holds a study with other fields; give another --output")
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"output {output} exists and holds no study")
+    output.mkdir(parents=True, exist_ok=True)
+    held.write_text(json.dumps(fields, indent=2) + "\n")
+    lines = results.read_text().splitlines() if results.is_file() else []
+    return [Outcome(**json.loads(line)) for line in lines if line.endswith("}")]
+
+
+# --------------------------------------------------------------------------------------------
+# The runs
+# --------------------------------------------------------------------------------------------
+def _run_missing(
+    config: Experiment, backbone: Backbone, missing, seeds, demonstrations
+) -> Iterator[Outcome]:
+    for task in dict.fromkeys(run[0] for run in missing):
+        here = [run for run in missing if run[0] == task]
+        bench = _Bench(dataclasses.replace(config, task=task), backbone, seeds, demonstrations)
+        for _, system, seed in here:
+            per_template = bench.accuracy(system, seed)
+            accuracy = spread(list(per_template.values())).median
+            yield Outcome(task, system, seed, accuracy, per_template)
+
+
+class _Bench:
+    """One task: its draws padded to one shape, so that every system is compiled once."""
+
+    def __init__(self, config: Experiment, backbone: Backbone, seeds, demonstrations: int):
+        self.config = config
+        self.backbone = backbone
+        self.demonstrations = demonstrations
+        self.mesh = sharding.make_mesh(config.evaluation.batch_size)
+        self.frozen = sharding.replicate(self.mesh, backbone.params)
+        self.test = open_examples(config.task, config.data, backbone, config.seed, training=False)
+        draws = [open_examples(config.task, config.data, backbone, s, training=True) for s in seeds]
+        self.draws = dict(zip(seeds, _same_shape(draws), strict=True))
+        self._training: dict[str, Training] = {}
+        self._scorers: dict[str, Scorer] = {}
+
+    def accuracy(self, system: str, seed: int) -> dict[str, float]:
+        """Accuracy per template."""
+        if system == ZERO_SHOT:
+            return self._evaluate("frozen", None, {}, self.test)
+        if system == ICL:
+            longest = self.demonstrations * (self._longest() + 1) + self._longest()
+            queries = icl.with_demonstrations(
+                self.test,
+                self.draws[seed],
+                count=self.demonstrations,
+                seed=seed,
+                max_input_length=min(longest, 1024),
+                eos_id=self.backbone.config.eos_id,
+            )
+            return self._evaluate("frozen", None, {}, queries)
+        training = self._trained(system, seed)
+        return self._evaluate("adapter", training.method, training.state.trainable, self.test)
+
+    def _longest(self) -> int:
+        return max(self.test.encoder_input_tokens.shape[1], self.test.choices.shape[2])
+
+    def _trained(self, system: str, seed: int) -> Training:
+        config = dataclasses.replace(self.config, seed=seed)
+        if system == LM_ONLY:
+            loss = dataclasses.replace(config.loss, unlikelihood=0.0, length_normalized=0.0)
+            config = dataclasses.replace(config, loss=loss)
+        draw = self.draws[seed]
+        if system not in self._training:
+            self._training[system] = set_up(config, self.backbone, draw)
+        training = self._training[system]
+        training.restart(seed, draw)
+        for _ in train_steps(training, config.training.steps):
+            pass
+        return training
+
+    def _evaluate(self, name: str, method, adapter, examples: ChoiceExamples) -> dict[str, float]:
+        evaluation = self.config.evaluation
+        if name not in self._scorers:
+            self._scorers[name] = make_scorer(
+                self.backbone,
+                method,
+                mesh=self.mesh,
+                length_normalization=evaluation.length_normalization,
+                memory_budget=evaluation.memory_budget_mb * 2**20,
+            )
+        scored = evaluate(
+            self._scorers[name],
+            sharding.replicate(self.mesh, adapter),
+            self.frozen,
+            examples,
+            batch_size=evaluation.batch_size,
+            mesh=self.mesh,
+        )
+        return scored.accuracy_per_template
+
+
+def _same_shape(draws: Sequence[ChoiceExamples]) -> list[ChoiceExamples]:
+    """The draws padded to the longest input, the longest choice and the most choices of any."""
+    inputs = max(d.encoder_input_tokens.shape[1] for d in draws)
+    count = max(d.choices.shape[1] for d in draws)
+    length = max(d.choices.shape[2] for d in draws)
+
+    def pad(array: np.ndarray, *shape: int) -> np.ndarray:
+        short = [want - have for want, have in zip(shape, array.shape[1:], strict=False)]
+        rest = array.ndim - 1 - len(short)
+        return np.pad(array, [(0, 0), *((0, n) for n in short), *[(0, 0)] * rest])
+
+    return [
+        dataclasses.replace(
+            d,
+            encoder_input_tokens=pad(d.encoder_input_tokens, inputs),
+            choices=pad(d.choices, count, length),
+            choice_mask=pad(d.choice_mask, count),
+        )
+        for d in draws
+    ]
+
+
+# --------------------------------------------------------------------------------------------
+# The table and the picture
+# --------------------------------------------------------------------------------------------
+def _report(output, outcomes, tasks, seeds, demonstrations, console) -> None:
+    names = {ICL: f"in-context, {demonstrations} examples"}
+    columns = ["median (IQR) over seeds", *(t.removeprefix("embedded_") for t in tasks), "mean"]
+    rows = []
+    for system in SYSTEMS:
+        spreads = [_spread(outcomes, task, system) for task in tasks]
+        mean = f"{100 * np.mean([s.median for s in spreads]):.1f}"
+        rows.append([names.get(system, system), *map(str, spreads), mean])
+    title = f"Accuracy, median over templates; {len(seeds)} seeds"
+    console.print(report.table(title, columns, rows))
+    report.write_markdown(output / "table.md", title, columns, rows)
+    draw_study(output / "study.png", outcomes, tasks, title)
+    console.print(f"written to {output}: table.md, study.png, results.jsonl")
+
+
+def _spread(outcomes: Sequence[Outcome], task: str, system: str) -> Spread:
+    return spread([o.accuracy for o in outcomes if (o.task, o.system) == (task, system)])
+
+
+def draw_study(path: Path, outcomes: Sequence[Outcome], tasks: Sequence[str], title: str) -> None:
+    """A dot per run and a bar at the median, by task and system."""
+    colors: dict[str, Any] = dict(
+        zip(SYSTEMS, (report.GREY, report.ORANGE, report.GREEN, report.BLUE), strict=True)
+    )
+    figure, (axis,) = report.figure(1, width=2.6 + 1.8 * len(tasks), height=4.2)
+    for s, system in enumerate(SYSTEMS):
+        for t, task in enumerate(tasks):
+            values = [100 * o.accuracy for o in outcomes if (o.task, o.system) == (task, system)]
+            x = t + (s - 1.5) * 0.2
+            axis.scatter([x] * len(values), values, s=18, color=colors[system], alpha=0.6)
+            axis.hlines(np.median(values), x - 0.08, x + 0.08, color=colors[system], lw=3)
+        axis.plot([], [], color=colors[system], lw=3, label=system)
+    axis.set_xticks(range(len(tasks)), [t.removeprefix("embedded_") for t in tasks])
+    axis.set(ylabel="accuracy (%)", title=title, ylim=(None, 101))
+    axis.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    report.save_figure(figure, path)
