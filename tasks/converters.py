@@ -122,13 +122,11 @@ def refuse_long_choices(ds: tf.data.Dataset, sequence_length: Mapping | None) ->
         choices, texts = features["choices"], features["choices_pretokenized"]
         lengths = tf.reduce_sum(tf.cast(choices != 0, tf.int32), axis=-1)
         longest = tf.argmax(lengths)
-        too_long = tf.strings.format(
-            _MARK + "the choice {} has {} tokens with EOS, the limit is {}",
-            (texts[longest], lengths[longest], limits[1]),
-        )
-        too_many = tf.strings.format(
-            _MARK + "an example has {} choices, the limit is {}", (tf.shape(choices)[0], limits[0])
-        )
+        number = tf.strings.as_string
+        too_long = [_MARK, "the choice '", texts[longest], "' has ", number(lengths[longest])]
+        too_long = tf.strings.join([*too_long, f" tokens with EOS, the limit is {limits[1]}"])
+        too_many = [_MARK, "an example has ", number(tf.shape(choices)[0])]
+        too_many = tf.strings.join([*too_many, f" choices, the limit is {limits[0]}"])
         fits = [
             tf.debugging.Assert(lengths[longest] <= limits[1], [too_long]),
             tf.debugging.Assert(tf.shape(choices)[0] <= limits[0], [too_many]),
@@ -148,7 +146,8 @@ def input_errors(task: str) -> Iterator[None]:
         refusal = re.search(re.escape(_MARK) + r"(.*?limit is \d+)", error.message or "", re.S)
         if refusal is None:
             raise
+        problem = re.sub(r"\\(['\"\\])", r"\1", refusal[1])  # TensorFlow escapes what it quotes
         raise InputError(
-            f"task {task}: {refusal[1]}; choices are never cut: raise the limit or shorten the "
+            f"task {task}: {problem}; choices are never cut: raise the limit or shorten the "
             "template's choices"
         ) from error

@@ -63,7 +63,7 @@ class Dataset:
         missing = [f for f in (*self.fields, self.label_field) if row.get(f) is None]
         if missing:
             raise InputError(
-                f"{where}: field {missing[0]!r} of {self.name} is missing; the row has "
+                f"{where}: field {missing[0]!r} of {self.name} is missing or null; the row has "
                 + ", ".join(row)
             )
         row["label"] = self._label(row.pop(self.label_field), where)

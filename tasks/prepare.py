@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import seqio
+
+from peft_jax.errors import InputError
+from peft_jax.examples import ChoiceExamples, vocabulary_identity
 from peft_jax.tasks.converters import (
     RankClassificationFeatureConverter,
     choice_lengths,
@@ -18,9 +21,6 @@ from peft_jax.tasks.converters import (
 )
 from peft_jax.tasks.prompted import FewShot, PromptedTask, find_task
 from peft_jax.tasks.registry import load_vocabulary, seqio_task, seqio_task_name
-
-from peft_jax.errors import InputError
-from peft_jax.examples import ChoiceExamples, vocabulary_identity
 
 _ROWS_AT_ONCE = 256
 

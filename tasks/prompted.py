@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from peft_jax.errors import InputError
 from peft_jax.tasks.datasets import Dataset
 from peft_jax.tasks.few_shot import draw_few_shot
 from peft_jax.tasks.prompts import Template, load_templates
 from peft_jax.tasks.sources import find_source, read_rows
-
-from peft_jax.errors import InputError
 
 EMBEDDED_PREFIX = "embedded_"
 _OWN_TEMPLATES = Path(__file__).parent / "templates"
@@ -59,7 +58,7 @@ class PromptedTask:
     templates: tuple[Template, ...]
     read: Callable[[str], list[dict]]
     few_shot: FewShot | None = None
-    _rendered: dict = field(default_factory=dict, repr=False, compare=False)
+    _rendered: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, split: str) -> list[tuple[int, dict]]:
         """(position in the split, row) of every example, after the few-shot draw of "train"."""

@@ -102,6 +102,8 @@ class Template:
         except jinja2.UndefinedError as error:
             field = re.fullmatch(r"'(.+)' is undefined", error.message or "")
             problem = f"it uses the unknown field {field[1]!r}" if field else str(error.message)
+            if "has no element" in problem and fields.get("answer_choices"):
+                problem += f" (it offers {len(fields['answer_choices'])} answer choices)"
             raise self._error(row, problem) from error
         except Exception as error:  # a template may fail in any way that Python can
             raise self._error(row, f"{type(error).__name__}: {error}") from error

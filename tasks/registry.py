@@ -20,6 +20,8 @@ from pathlib import Path
 
 import seqio
 import tensorflow as tf
+
+from peft_jax.errors import InputError
 from peft_jax.tasks.converters import refuse_long_choices
 from peft_jax.tasks.embedded import TASKS as EMBEDDED_TASKS
 from peft_jax.tasks.prompted import (
@@ -30,8 +32,6 @@ from peft_jax.tasks.prompted import (
     find_task,
 )
 from peft_jax.tasks.prompts import template_slugs
-
-from peft_jax.errors import InputError
 
 EMBEDDED_MIXTURE = "embedded_train"
 SPLITS = ("train", "validation")

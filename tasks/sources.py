@@ -1,16 +1,15 @@
 """Rows of a dataset: from a folder of JSONL files, or from TensorFlow Datasets.
 
 Whatever the source, a row comes back with promptsource's field names, an int ``label`` and an int
-``idx``, in the dataset's official order. Everything that can be wrong with a file is found here, before
-anything is tokenised or trained, and is told with the file, the line and the field.
+``idx``, in the dataset's official order. Everything that can be wrong with a file is found here,
+before anything is tokenised or trained, and is told with the file, the line and the field.
 """
 
 import json
 from pathlib import Path
 
-from peft_jax.tasks.datasets import DATASETS, Dataset, find_dataset
-
 from peft_jax.errors import InputError
+from peft_jax.tasks.datasets import DATASETS, Dataset, find_dataset
 
 _LABEL_FIELDS = ("label", "category", "Label")
 _LABEL_FILES = ("labels.json", "categories.json")
@@ -121,18 +120,19 @@ def _dataset_of_folder(name: str, folder: Path) -> Dataset:
     """What a user's own folder says about itself.
 
     The label stands in the field ``label`` (or ``category``). Its names are those of labels.json
-    (or categories.json), a list in order; without one, the strings found in the training file,
-    sorted, or integers.
+    (or categories.json), a list in order; without one, the strings found in the training file
+    (validation.jsonl, if there is only that), sorted, or integers.
     """
-    rows = read_jsonl(_split_file(folder, "train"))
+    only_validation = not (folder / "train.jsonl").is_file()
+    file = _split_file(folder, "validation" if only_validation else "train")
+    rows = read_jsonl(file)
     if not rows:
-        raise InputError(f"{folder / 'train.jsonl'} is empty: {name} needs labelled rows")
+        raise InputError(f"{file} is empty: {name} needs labelled rows")
     first = rows[0][1]
     field = next((field for field in _LABEL_FIELDS if field in first), None)
     if field is None:
         raise InputError(
-            f"{folder / 'train.jsonl'}:{rows[0][0]}: field 'label' is missing; the row has "
-            + ", ".join(first)
+            f"{file}:{rows[0][0]}: field 'label' is missing; the row has " + ", ".join(first)
         )
     names = _label_names(folder)
     if names is None and all(isinstance(row.get(field), str) for _, row in rows):

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from peft_jax.tasks.few_shot import draw_few_shot
-from peft_jax.tasks.sources import find_source, read_rows
 
 from peft_jax.errors import InputError
+from peft_jax.tasks.few_shot import draw_few_shot
+from peft_jax.tasks.sources import find_source, read_rows
 
 
 def published(shared_data, task):

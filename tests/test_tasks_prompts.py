@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+
+from peft_jax.errors import InputError
 from peft_jax.tasks.datasets import DATASETS
 from peft_jax.tasks.prompts import MAX_FIELD_LENGTH, Template, load_templates, template_slugs
 from peft_jax.tasks.sources import find_source, read_rows
-
-from peft_jax.errors import InputError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "promptsource_renders.json").read_text())
 NLI = {"premise": "It rains.", "hypothesis": "It is wet.", "label": 1}
@@ -107,7 +107,11 @@ def test_choice_draws_the_same_for_the_same_row():
         ("{% if premis %}a{% endif %} ||| x", None, "unknown field 'premis'"),
         ("{{premise}} ||| x", "{{choice1}} ||| b", "unknown field 'choice1'"),
         ("{{premise.absent}} ||| x", None, "no attribute 'absent'"),
-        ("{{premise}} ||| {{answer_choices[7]}}", "a ||| b", "no element 7"),
+        (
+            "{{premise}} ||| {{answer_choices[7]}}",
+            "a ||| b",
+            r"no element 7 \(it offers 2 answer choices\)",
+        ),
         ("a ||| b ||| c", None, "2 times, not once"),
         ("{{premise.upper(3)}} ||| x", None, "TypeError"),
         ("{{premise.__class__.__mro__}} ||| x", None, "SecurityError"),

@@ -5,10 +5,10 @@ import sys
 import types
 
 import pytest
-from peft_jax.tasks.datasets import DATASETS, find_dataset
-from peft_jax.tasks.sources import find_source, read_rows
 
 from peft_jax.errors import InputError
+from peft_jax.tasks.datasets import DATASETS, find_dataset
+from peft_jax.tasks.sources import find_source, read_rows
 
 SIZES = {  # train, validation
     "rte": (2490, 277), "cb": (250, 56), "copa": (400, 100), "wic": (2000, 638),
@@ -135,6 +135,12 @@ def test_a_users_folder_without_labels(tmp_path):
     write(tmp_path / "mine", [{"text": "x", "target": "y"}])
     with pytest.raises(InputError, match=r"train.jsonl:1: field 'label' is missing"):
         find_source("mine", tmp_path)
+
+
+def test_a_users_folder_for_evaluation_only(tmp_path):
+    write(tmp_path, [{"text": "x", "label": "b"}, {"text": "y", "label": "a"}], "validation")
+    dataset, folder = find_source("mine", tmp_path)
+    assert [row["label"] for row in read_rows(dataset, "validation", folder)] == [1, 0]
 
 
 def fake_tfds(monkeypatch, load):
