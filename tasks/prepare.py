@@ -48,7 +48,7 @@ def choice_examples(
         backbone_vocabulary_path: the backbone's spiece.model.
         max_input_length: S at most; longer inputs are cut and still end in EOS (T-Few: 256).
         max_choice_length: T at most, EOS included; a longer choice is an error, never cut.
-        shots: a few-shot draw instead of the whole training split; None: no draw.
+        shots: a few-shot draw instead of the whole split; None: no draw.
         seed: the draw's seed, needed with ``shots``.
         few_shot_style: "tfew" as T-Few drew each dataset, or "per_class": ``shots`` of each class.
         multiple: lengths are rounded up to a multiple of this.
@@ -60,7 +60,7 @@ def choice_examples(
     _check_limits(max_input_length, max_choice_length, multiple)
     found = find_task(task, directory=directory, templates=templates)
     if shots is not None:
-        found = _with_draw(found, shots, seed, few_shot_style)
+        found = _with_draw(found, split, shots, seed, few_shot_style)
     vocabulary = load_vocabulary(backbone_vocabulary_path)
     with _progress(progress) as track:
         rows = found.prompted(split, lambda examples: track(examples, f"{task}: prompts"))
@@ -121,12 +121,15 @@ def prepare(
     return examples
 
 
-def _with_draw(task: PromptedTask, shots: int, seed: int | None, style: str) -> PromptedTask:
+def _with_draw(
+    task: PromptedTask, split: str, shots: int, seed: int | None, style: str
+) -> PromptedTask:
     if style not in ("tfew", "per_class"):
         raise InputError(f"few-shot style {style!r} is not known: give 'tfew' or 'per_class'")
     if seed is None:
         raise InputError(f"{shots} shots were asked for without a few-shot seed: give one")
-    draw = FewShot(shots, seed, per_class=style == "per_class" or task.dataset.per_class)
+    per_class = style == "per_class" or task.dataset.per_class
+    draw = FewShot(shots, seed, per_class=per_class, split=split)
     return dataclasses.replace(task, few_shot=draw)
 
 

@@ -34,11 +34,12 @@ class PromptedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class FewShot:
-    """A few-shot draw from the training split: see `peft_jax.tasks.few_shot`."""
+    """A few-shot draw that stands for a split: see `peft_jax.tasks.few_shot`."""
 
     shots: int
     seed: int
     per_class: bool = False
+    split: str = "train"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PromptedTask:
         dataset: what its rows are.
         templates: in the order of their names.
         read: split -> its rows.
-        few_shot: the draw that stands for the training split, or None for all of it.
+        few_shot: the draw that stands for one of the splits, or None for all of it.
     """
 
     name: str
@@ -61,11 +62,11 @@ class PromptedTask:
     _rendered: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, split: str) -> list[tuple[int, dict]]:
-        """(position in the split, row) of every example, after the few-shot draw of "train"."""
+        """(position in the split, row) of every example, after the few-shot draw."""
         rows = self.read(split)
         positions: Sequence[int] = range(len(rows))
-        if self.few_shot is not None and split == "train":
-            draw = self.few_shot
+        draw = self.few_shot
+        if draw is not None and draw.split == split:
             labels = [row["label"] for row in rows]
             positions = draw_few_shot(labels, draw.shots, draw.seed, per_class=draw.per_class)
         return [(position, rows[position]) for position in positions]
@@ -143,7 +144,7 @@ def find_task(
         templates: a templates file, a folder with templates.yaml, or a promptsource collection.
             None: templates.yaml in the data's folder, else the promptsource_templates folder
             beside it, else the templates that come with peft_jax.
-        few_shot: the draw that stands for the training split.
+        few_shot: the draw that stands for one of the splits.
 
     Raises InputError if there is no such task, or no template for rank classification.
     """

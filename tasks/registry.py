@@ -54,7 +54,7 @@ def register(
         vocabulary: the SentencePiece model of the backbone (spiece.model).
         directory: the folder of JSONL files; None for TFDS and for embedded tasks.
         templates: where the templates lie.
-        few_shot: the draw that stands for the training split.
+        few_shot: the draw that stands for one of the splits.
 
     Returns the registered names, ``name`` first. Raises InputError for whatever is wrong with the
     name, the folder, the templates or the vocabulary; the rows are read when they are asked for.

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from small_task import write_rows, write_task, write_vocabulary
 
 from peft_jax.errors import InputError
 from peft_jax.examples import ChoiceExamples, FewShotSampler, vocabulary_identity
 from peft_jax.tasks.prompted import find_task
+from tests.small_task import write_rows, write_task, write_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,18 @@ def test_prepare_writes_what_a_machine_without_tensorflow_reads(options, vocabul
     with pytest.raises(InputError, match="exists"):
         prepare("mine", path, **options)
     assert prepare("mine", path, **options, overwrite=True).num_examples == 12
+
+
+def test_another_split_may_be_drawn_from(vocabulary, tmp_path):
+    from peft_jax.tasks.prepare import choice_examples
+
+    folder = write_task(tmp_path / "mine")
+    (folder / "train.jsonl").rename(folder / "train_full.jsonl")
+    options = {"backbone_vocabulary_path": vocabulary, "directory": folder}
+    drawn = choice_examples("mine", "train_full", **options, shots=2, seed=0)
+    assert drawn.num_examples == 2
+    by_class = {"shots": 2, "seed": 0, "few_shot_style": "per_class"}
+    assert choice_examples("mine", "train_full", **options, **by_class).num_examples == 4
 
 
 @pytest.mark.parametrize(

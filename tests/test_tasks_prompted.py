@@ -4,11 +4,11 @@ import dataclasses
 import json
 
 import pytest
-from small_task import write_rows, write_task
 
 from peft_jax.errors import InputError
 from peft_jax.tasks.datasets import DATASETS
 from peft_jax.tasks.prompted import FewShot, find_task
+from tests.small_task import write_rows, write_task
 
 TEMPLATE = """
   {name}: !Template

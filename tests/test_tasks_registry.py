@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from small_task import write_task, write_vocabulary
 
 from peft_jax.errors import InputError
+from tests.small_task import write_task, write_vocabulary
 
 S, C, T = 16, 4, 20
 
