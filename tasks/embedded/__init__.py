@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
+from peft_jax.errors import InputError
 from peft_jax.tasks.embedded import (
     causes,
     comparison,
@@ -32,8 +33,6 @@ from peft_jax.tasks.embedded import (
     topic,
     words,
 )
-
-from peft_jax.errors import InputError
 
 YES_NO = ("yes", "no")
 TEMPLATES = Path(__file__).parent / "templates"

@@ -17,9 +17,11 @@ def reason(rng: Random) -> dict:
     """{text, label} (0 the reason makes sense, 1 it does not): "... because ..."."""
     label, name = rng.randrange(2), rng.choice(PEOPLE)
     (cause, effect), (wrong, _) = two(rng, SCRIPTS)
-    because = fill(wrong if label else cause, name).replace(name, pronoun(name), 1)
+    effect, because = fill(effect, name), fill(wrong if label else cause, name)
+    if name in effect:
+        because = because.replace(name, pronoun(name), 1)
     return {
-        "text": sentence(f"{rng.choice(TIMES)} {fill(effect, name)} because {because}"),
+        "text": sentence(f"{rng.choice(TIMES)} {effect} because {because}"),
         "label": label,
     }
 

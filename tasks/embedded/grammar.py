@@ -21,7 +21,6 @@ def acceptability(rng: Random) -> dict:
 
 def _agreement(rng: Random, wrong: bool) -> str:
     noun, (singular, many) = rng.choice(LIVING), rng.choice(DOING)
-    noun = "dog" if noun == "sheep" else noun  # the plural of sheep would hide the mistake
     if rng.randrange(2):
         return f"the {noun} {many if wrong else singular} {rng.choice(PLACES)}"
     return f"the {plural(noun)} {singular if wrong else many} {rng.choice(PLACES)}"

@@ -8,87 +8,45 @@ from __future__ import annotations
 
 from random import Random
 
-WOMEN = [
-    "Anna",
-    "Beth",
-    "Carla",
-    "Dora",
-    "Emma",
-    "Fiona",
-    "Grace",
-    "Helen",
-    "Irene",
-    "Julia",
-    "Karen",
-    "Laura",
-    "Maria",
-    "Nina",
-    "Olga",
-    "Paula",
-    "Rosa",
-    "Sara",
-    "Tina",
-    "Wendy",
-]
-MEN = [
-    "Adam",
-    "Ben",
-    "Carl",
-    "David",
-    "Eric",
-    "Frank",
-    "George",
-    "Henry",
-    "Ivan",
-    "Jack",
-    "Kevin",
-    "Leo",
-    "Martin",
-    "Noah",
-    "Oscar",
-    "Paul",
-    "Robert",
-    "Simon",
-    "Tom",
-    "Victor",
-]
+WOMEN = (
+    "Anna", "Beth", "Carla", "Dora", "Emma", "Grace",
+    "Helen", "Julia", "Laura", "Maria", "Nina", "Sara",
+)  # fmt: skip
+MEN = (
+    "Adam", "Ben", "Carl", "David", "Eric", "Frank",
+    "Henry", "Jack", "Leo", "Oscar", "Simon", "Tom",
+)  # fmt: skip
 PEOPLE = (*WOMEN, *MEN)
 
 KINDS: dict[str, tuple[str, ...]] = {
     kind: tuple(words.split(", "))
     for kind, words in {
-        "animal": "dog, cat, horse, cow, sheep, goat, pig, lion, tiger, rabbit, fox, donkey",
-        "bird": "robin, eagle, duck, goose, parrot, owl, crow, swan",
-        "fruit": "apple, pear, peach, lemon, orange, plum, cherry, mango, melon",
-        "vegetable": "carrot, onion, potato, cabbage, pepper, cucumber, leek, turnip",
-        "drink": "coffee, tea, milk, juice, lemonade, cocoa, cider",
-        "tool": "hammer, saw, drill, shovel, rake, wrench, axe, chisel",
-        "piece of furniture": "table, chair, sofa, desk, bed, shelf, wardrobe, stool",
-        "vehicle": "car, bus, truck, van, tractor, motorcycle, taxi, tram",
-        "piece of clothing": "shirt, coat, jacket, scarf, hat, sweater, skirt, sock",
-        "instrument": "piano, guitar, violin, flute, trumpet, cello, harp, drum",
-        "flower": "rose, tulip, daisy, lily, orchid, violet, poppy, iris",
-        "toy": "doll, kite, puzzle, balloon, yo-yo, teddy bear, marble, rocking horse",
+        "animal": "dog, cat, horse, cow, rabbit, fox",
+        "bird": "robin, eagle, duck, owl, crow, swan",
+        "fruit": "apple, pear, lemon, orange, plum, cherry",
+        "vegetable": "carrot, onion, potato, cabbage, cucumber, leek",
+        "drink": "coffee, tea, milk, juice, lemonade, cocoa",
+        "tool": "hammer, saw, drill, shovel, rake, axe",
+        "vehicle": "car, bus, truck, van, tractor, taxi",
+        "garment": "shirt, coat, scarf, hat, sweater, skirt",
+        "instrument": "piano, guitar, violin, flute, trumpet, drum",
+        "flower": "rose, tulip, daisy, lily, orchid, violet",
     }.items()
 }
 COUNTLESS = frozenset(KINDS["drink"])  # said with "some", not with "a"
 KIND_OF = {word: kind for kind, words in KINDS.items() for word in words}
 
-PLACES = [
+PLACES = (
     "in the garden",
     "in the kitchen",
     "at the market",
     "at school",
     "in the park",
     "at the station",
-    "in the library",
     "on the beach",
-    "in the village",
     "at the office",
-    "in the museum",
-    "at the harbour",
-]
-TIMES = [
+)
+TIMES = (
     "yesterday",
     "last week",
     "on Monday",
@@ -97,12 +55,7 @@ TIMES = [
     "last night",
     "in May",
     "in winter",
-    "on Sunday",
-    "two days ago",
-    "in summer",
-    "after lunch",
-]
-
+)
 SYNONYMS: tuple[tuple[str, str], ...] = (
     ("big", "large"), ("small", "little"), ("quick", "fast"), ("rich", "wealthy"),
     ("smart", "clever"), ("silent", "quiet"), ("ill", "sick"), ("old", "ancient"),
@@ -131,52 +84,27 @@ SAME_ACTION: tuple[tuple[str, str], ...] = (
     ("borrowed", "took on loan"), ("sold", "gave for money"), ("cleaned", "washed"),
 )  # fmt: skip
 
-GOOD = [
-    "great",
-    "wonderful",
-    "lovely",
-    "excellent",
-    "perfect",
-    "charming",
-    "brilliant",
-    "delightful",
-    "superb",
-    "friendly",
-    "fantastic",
-    "pleasant",
-    "amazing",
-]
-BAD = [
-    "awful",
-    "terrible",
-    "horrible",
-    "boring",
-    "dreadful",
-    "poor",
-    "disappointing",
-    "rude",
-    "nasty",
-    "miserable",
-    "unpleasant",
-    "dull",
-    "weak",
-]
+GOOD = (
+    "great", "wonderful", "lovely", "excellent", "perfect", "brilliant", "superb", "pleasant",
+)  # fmt: skip
+BAD = (
+    "awful", "terrible", "horrible", "boring", "poor", "nasty", "miserable", "dull",
+)  # fmt: skip
 ASPECTS: dict[str, tuple[str, ...]] = {
-    "film": ("story", "acting", "ending", "music", "camera work"),
-    "book": ("plot", "writing", "hero", "first chapter", "cover"),
-    "restaurant": ("food", "soup", "service", "dessert", "wine list"),
+    "film": ("story", "acting", "ending", "music", "scenes"),
+    "book": ("plot", "writing", "hero", "chapters", "cover"),
+    "restaurant": ("food", "soup", "service", "dessert", "drinks"),
     "phone": ("screen", "battery", "sound", "keyboard", "design"),
-    "concert": ("band", "singer", "sound", "light show", "crowd"),
+    "concert": ("band", "singer", "sound", "lights", "crowd"),
     "hotel": ("room", "bed", "breakfast", "pool", "view", "staff", "bathroom", "lobby"),
 }
 PRAISE = (
-    "I loved every minute of it", "I would do it again", "it made my day", "I am so glad I came",
-    "it was worth every penny", "I cannot wait to come back", "everyone enjoyed it",
+    "I loved every minute of it", "I would do it again", "it made my day",
+    "it was worth every penny", "everyone enjoyed it",
 )  # fmt: skip
 BLAME = (
     "I hated every minute of it", "I will never do it again", "it ruined my day",
-    "I am sorry I came", "it was a waste of money", "I wanted to leave at once",
-    "everyone complained",
+    "it was a waste of money", "everyone complained",
 )  # fmt: skip
 
 EMOTIONS: dict[str, tuple[str, ...]] = {
@@ -187,9 +115,6 @@ EMOTIONS: dict[str, tuple[str, ...]] = {
         "{n} danced around the room",
         "{n} got a letter from {s} best friend",
         "{n} smiled all day long",
-        "{n} heard that school was closed for the holidays",
-        "{n} laughed and sang on the way home",
-        "{n} found {s} lost ring again",
     ),
     "sad": (
         "{n} cried because {s} cat had died",
@@ -198,9 +123,6 @@ EMOTIONS: dict[str, tuple[str, ...]] = {
         "{n} had tears in {s} eyes",
         "{n} had to say goodbye to {s} family",
         "{n} missed {s} old home",
-        "{n} was not invited to the party",
-        "{n} sat alone and wept",
-        "{n} saw that the old tree had been cut down",
     ),
     "angry": (
         "{n} shouted at the driver",
@@ -209,9 +131,6 @@ EMOTIONS: dict[str, tuple[str, ...]] = {
         "{n} threw the cup at the wall",
         "{n} yelled because the neighbours were so loud",
         "{n} found out that {s} brother had lied",
-        "{n} clenched {s} fists",
-        "{n} was cheated by the shopkeeper",
-        "{n} stamped {s} foot",
     ),
     "afraid": (
         "{n} hid under the bed during the storm",
@@ -220,31 +139,25 @@ EMOTIONS: dict[str, tuple[str, ...]] = {
         "{n} ran away from the snake",
         "{n} screamed when the spider moved",
         "{n} did not dare to open the cellar door",
-        "{n} was lost in the dark forest",
-        "{n} had a nightmare about monsters",
-        "{n} saw a wolf behind the tent",
     ),
 }
 
 TOPICS: dict[str, tuple[str, ...]] = {
     topic: tuple(words.split(", "))
     for topic, words in {
-        "sport": "match, goal, coach, team, referee, stadium, league, race, medal, striker",
-        "food": "recipe, sauce, oven, chef, bread, cheese, spice, flour, pasta, kitchen",
-        "music": "song, concert, album, choir, melody, orchestra, singer, guitar, band, tune",
-        "money": "bank, price, stock, tax, loan, profit, market, budget, salary, investor",
-        "travel": "ticket, airport, hotel, passport, suitcase, beach, tourist, map, flight, cruise",
-        "health": "doctor, hospital, fever, medicine, vaccine, patient, surgery, flu, clinic, diet",
-        "weather": "storm, rain, snow, cloud, wind, sunshine, fog, thunder, frost, forecast",
-        "science": "laboratory, planet, telescope, atom, experiment, rocket, theory, fossil, cell, "
-        "microscope",
+        "sport": "match, goal, coach, team, referee, stadium, league, striker",
+        "food": "recipe, sauce, oven, chef, bread, cheese, flour, pasta",
+        "music": "song, concert, album, choir, melody, orchestra, singer, tune",
+        "money": "bank, price, stock, tax, loan, profit, budget, salary",
+        "travel": "ticket, airport, passport, suitcase, tourist, map, flight, cruise",
+        "health": "doctor, hospital, fever, medicine, patient, surgery, flu, clinic",
     }.items()
 }  # fmt: skip
 DEPARTMENTS: dict[str, tuple[str, ...]] = {
     "garden centre": ("tool", "flower"),
     "grocery": ("fruit", "vegetable", "drink"),
-    "home and fashion": ("piece of furniture", "piece of clothing"),
-    "music and play": ("instrument", "toy"),
+    "fashion": ("garment",),
+    "music shop": ("instrument",),
 }
 
 # (cause, effect) pairs: what leads to what in this world.
@@ -266,40 +179,15 @@ SCRIPTS: tuple[tuple[str, str], ...] = (
     ("{n} told a funny joke", "everybody laughed"),
     ("{n} stayed in the sun too long", "{n} got a sunburn"),
     ("{n} drove too fast", "the police stopped {n}"),
-    ("{n} forgot to charge the phone", "the battery was empty"),
-    ("{n} spilled ink on the shirt", "the shirt had a stain"),
-    ("{n} fed the birds", "the birds came closer"),
-    ("{n} pulled the dog's tail", "the dog barked at {n}"),
-    ("{n} blew out the candle", "it became dark"),
     ("{n} put the ice cream in the sun", "the ice cream melted"),
     ("{n} put the water in the freezer", "the water turned into ice"),
-    ("{n} kicked the ball at the house", "a window was smashed"),
-    ("{n} had a toothache", "{n} went to the dentist"),
     ("{n} had a fever", "{n} called the doctor"),
-    ("{n} saved money for a year", "{n} could buy a new bike"),
-    ("{n} lost {s} job", "{n} had to look for work"),
-    ("{n} heard a loud noise at night", "{n} woke up"),
     ("{n} watched a sad film", "{n} cried"),
-    ("{n} ran a long race", "{n} was out of breath"),
-    ("{n} practised the piano every day", "{n} played very well"),
-    ("{n} burned the toast", "smoke filled the kitchen"),
     ("{n} planted seeds in spring", "flowers grew in the garden"),
-    ("{n} skipped breakfast", "{n} was starving at noon"),
-    ("{n} locked the cat outside", "the cat scratched at the door"),
-    ("{n} shook the apple tree", "apples fell to the ground"),
-    ("{n} left the tap open", "the bathroom was flooded"),
     ("{n} slipped on the ice", "{n} broke {s} leg"),
-    ("{n} read a ghost story", "{n} could not sleep"),
     ("{n} washed the car", "the car was shiny"),
-    ("{n} invited all {s} friends", "the house was full of people"),
-    ("{n} helped the old lady", "the old lady thanked {n}"),
-    ("{n} broke the law", "{n} was sent to prison"),
     ("{n} ate the rotten fish", "{n} was sick all night"),
-    ("{n} chopped onions", "{p} had tears in {s} eyes"),
-    ("{n} cut the string of the balloon", "the balloon flew away"),
     ("{n} put too much salt in the soup", "nobody wanted the soup"),
-    ("{n} lit the fireplace", "the logs burned"),
-    ("{n} lied to {s} mother", "{s} mother was angry"),
     ("{n} found a wallet and returned it", "the owner gave {n} a reward"),
     ("{n} swam in the cold lake", "{n} caught a cold"),
     ("{n} parked in the wrong place", "{n} got a fine"),
@@ -407,48 +295,6 @@ SENSES: dict[str, dict[str, tuple[str, ...]]] = {
             "answered at the second ring",
         ),
     },
-    "trunk": {
-        "the nose of an elephant": (
-            "saw the elephant lift its trunk",
-            "gave a nut to the trunk of an elephant",
-            "watched an elephant drink with its trunk",
-            "touched the elephant's grey trunk",
-        ),
-        "the stem of a tree": (
-            "leaned on the trunk of the oak",
-            "climbed up the trunk",
-            "sawed the trunk into logs",
-            "tied a rope around the trunk of the pine",
-        ),
-    },
-    "wave": {
-        "moving water": (
-            "jumped over a wave in the sea",
-            "saw a wave hit the ship",
-            "surfed on a high wave",
-            "lost {s} shoes to a wave on the beach",
-        ),
-        "a greeting": (
-            "said goodbye with a wave",
-            "gave {s} friend a wave",
-            "greeted the neighbour with a wave",
-            "smiled at us with a short wave of {s} hand",
-        ),
-    },
-    "spring": {
-        "a season": (
-            "planted roses in spring",
-            "was born in spring",
-            "looked forward to spring after the winter",
-            "saw the first tulips of spring",
-        ),
-        "a piece of metal": (
-            "fixed the spring of the old clock",
-            "bent the steel spring",
-            "felt a broken spring in the mattress",
-            "pressed the metal spring",
-        ),
-    },
     "mouse": {
         "a small animal": (
             "saw a mouse eat the cheese",
@@ -491,34 +337,6 @@ SENSES: dict[str, dict[str, tuple[str, ...]]] = {
             "wrote the letter x on the blackboard",
         ),
     },
-    "palm": {
-        "a tree": (
-            "sat under a palm on the beach",
-            "picked a coconut from the palm",
-            "climbed a tall palm",
-            "planted a palm on the island",
-        ),
-        "a part of the hand": (
-            "held the coin in {s} palm",
-            "hid the ring in {s} palm",
-            "read the lines of {s} palm",
-            "wiped {s} wet palm",
-        ),
-    },
-    "fan": {
-        "a person who admires": (
-            "was a fan of the band",
-            "asked as a fan for an autograph",
-            "cheered like a true fan of the team",
-            "met a fan of the singer",
-        ),
-        "a thing that makes wind": (
-            "turned on the fan because it was hot",
-            "cooled the room with a fan",
-            "cleaned the blades of the fan",
-            "plugged in the electric fan",
-        ),
-    },
     "pen": {
         "a thing to write with": (
             "wrote {s} name with a pen",
@@ -547,48 +365,6 @@ SENSES: dict[str, dict[str, tuple[str, ...]]] = {
             "asked the star for an autograph",
         ),
     },
-    "date": {
-        "a fruit": (
-            "ate a sweet date",
-            "put a date into the cake",
-            "picked a ripe date",
-            "bought a dried date at the market",
-        ),
-        "a day of the year": (
-            "forgot the date of the exam",
-            "wrote the date on the form",
-            "changed the date of the wedding",
-            "marked the date in the calendar",
-        ),
-    },
-    "seal": {
-        "a sea animal": (
-            "saw a seal swim in the sea",
-            "watched the seal catch a fish",
-            "photographed a seal on the ice",
-            "fed the seal at the zoo",
-        ),
-        "a stamp on paper": (
-            "put a seal on the contract",
-            "broke the wax seal of the envelope",
-            "saw the king's seal on the paper",
-            "closed the document with a seal",
-        ),
-    },
-    "chest": {
-        "a box": (
-            "opened the chest full of gold",
-            "hid the treasure in a chest",
-            "kept old clothes in a wooden chest",
-            "closed the lid of the chest",
-        ),
-        "a part of the body": (
-            "felt a pain in {s} chest",
-            "crossed {s} arms over {s} chest",
-            "had hair on {s} chest",
-            "breathed deeply into {s} chest",
-        ),
-    },
 }
 
 
@@ -610,15 +386,10 @@ def a(noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """The plural of a kind or of a word in `KINDS`: "pieces of furniture", "cherries"."""
-    if noun.startswith("piece of "):
-        return "pieces" + noun.removeprefix("piece")
-    irregular = {"goose": "geese", "sheep": "sheep", "shelf": "shelves", "violin": "violins"}
-    if noun in irregular:
-        return irregular[noun]
+    """The plural of a kind or of a word in `KINDS`: "vehicles", "cherries"."""
     if noun[-1] == "y" and noun[-2] not in "aeiou":
         return noun[:-1] + "ies"
-    if noun.endswith(("s", "x", "ch", "sh", "ato", "ango")):
+    if noun.endswith(("s", "x", "ch", "sh", "ato")):
         return noun + "es"
     return noun + "s"
 

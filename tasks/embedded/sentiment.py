@@ -20,7 +20,7 @@ from peft_jax.tasks.embedded.lexicon import (
 
 REVIEWED = tuple(thing for thing in ASPECTS if thing != "hotel")  # hotels are held out
 EMOTION_NAMES = tuple(EMOTIONS)
-HOTELS = "Bellevue Astoria Bristol Carlton Excelsior Savoy Regina Majestic Metropole Continental"
+HOTELS = ("Astoria", "Bristol", "Carlton", "Regina", "Savoy", "Majestic")
 
 
 def opinion(rng: Random, thing: str, positive: bool) -> str:
@@ -59,7 +59,7 @@ def emotion(rng: Random) -> dict:
 def better_hotel(rng: Random) -> dict:
     """{review1, review2, choice1, choice2, label}: the hotel with the good review."""
     label = rng.randrange(2)
-    hotels = two(rng, HOTELS.split())
+    hotels = two(rng, HOTELS)
     return {
         "review1": opinion(rng, "hotel", positive=label == 0),
         "review2": opinion(rng, "hotel", positive=label == 1),
