@@ -163,7 +163,7 @@ def set_up(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> 
     training = config.training
     method = make_method(config)
     mesh = sharding.make_mesh(training.batch_size // training.accumulate, training.devices)
-    optimizer = make_optimizer(dataclasses.replace(config.optimizer, total_steps=training.steps))
+    optimizer = make_optimizer(config.optimizer.over(training.steps))
     objective = tfew_objective(
         **dataclasses.asdict(config.loss),
         memory_budget=config.evaluation.memory_budget_mb * 2**20,
@@ -287,7 +287,9 @@ class _Run:
         self.zero_shot: dict[str, Any] | None = None
         self._stop: int | None = None
         options = {
-            "mesh": sharding.make_mesh(self.config.evaluation.batch_size),
+            "mesh": sharding.make_mesh(
+                self.config.evaluation.batch_size, self.config.training.devices
+            ),
             "length_normalization": self.config.evaluation.length_normalization,
             "memory_budget": self.config.evaluation.memory_budget_mb * 2**20,
         }

@@ -41,7 +41,7 @@ class OptimizerConfig:
         InputError: an unknown name, a figure out of its range, or two that contradict each other.
 
     Example:
-        >>> config = OptimizerConfig(warmup_ratio=0.06)
+        >>> config = OptimizerConfig(total_steps=1000, warmup_ratio=0.06)
         >>> [round(float(learning_rate_at(config, k)), 6) for k in (0, 30, 60, 530, 1000)]
         [0.0, 0.0015, 0.003, 0.0015, 0.0]
     """
@@ -52,8 +52,9 @@ class OptimizerConfig:
     """The peak of the schedule."""
     schedule: ScheduleName = "linear"
     """What follows the warm-up; linear and cosine end at zero after total_steps."""
-    total_steps: int = 1000
-    """Updates of the whole run (only linear, cosine and warmup_ratio read it)."""
+    total_steps: int | None = None
+    """Where linear and cosine end, and what warmup_ratio is a share of; in a run, by default, all
+    of its updates (training.steps)."""
     warmup_steps: int | None = None
     """Updates over which the learning rate rises from zero; by default none."""
     warmup_ratio: float | None = None
@@ -84,8 +85,9 @@ class OptimizerConfig:
         _check_name("name", self.name, get_args(OptimizerName))
         _check_name("schedule", self.schedule, get_args(ScheduleName))
         for field, lowest in (("learning_rate", 0), ("weight_decay", 0), ("total_steps", 1)):
-            if not getattr(self, field) >= lowest:
-                raise InputError(f"{field} is {getattr(self, field)}; it must be at least {lowest}")
+            given = getattr(self, field)
+            if given is not None and not given >= lowest:
+                raise InputError(f"{field} is {given}; it must be at least {lowest}")
         for field in ("clip_norm", "clip_threshold"):
             given = getattr(self, field)
             if given is not None and not given > 0:
@@ -103,7 +105,9 @@ class OptimizerConfig:
             raise InputError(f"warmup_ratio is {self.warmup_ratio}; it must lie in [0, 1]")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise InputError(f"warmup_steps is {self.warmup_steps}; it must be at least 0")
-        if self.schedule in ("linear", "cosine") and self.warmup > self.total_steps:
+        if self.total_steps is None or self.schedule not in ("linear", "cosine"):
+            return
+        if self.warmup > self.total_steps:
             raise InputError(
                 f"warmup_steps is {self.warmup_steps}, more than total_steps, {self.total_steps}"
             )
@@ -112,8 +116,23 @@ class OptimizerConfig:
     def warmup(self) -> float:
         """Updates of warm-up. Not rounded, as T-Few's warmup_ratio * num_steps is not."""
         if self.warmup_ratio is not None:
-            return self.warmup_ratio * self.total_steps
+            return self.warmup_ratio * self.end
         return float(self.warmup_steps or 0)
+
+    @property
+    def end(self) -> int:
+        """``total_steps``, where the schedule cannot do without; InputError if it is not given."""
+        if self.total_steps is None:
+            raise InputError(
+                f"schedule {self.schedule!r} with this warm-up needs optimizer.total_steps"
+            )
+        return self.total_steps
+
+    def over(self, steps: int) -> "OptimizerConfig":
+        """The same for a run of so many updates, unless ``total_steps`` says otherwise."""
+        if self.total_steps is not None:
+            return self
+        return dataclasses.replace(self, total_steps=steps)
 
 
 def _check_name(field: str, given: str, names: tuple[str, ...]) -> None:
@@ -138,12 +157,11 @@ def learning_rate_at(config: OptimizerConfig, step: int | jax.Array) -> jax.Arra
         float32, in the shape of `step`.
     """
     step = jnp.asarray(step, jnp.float32)
-    warmup, rest = config.warmup, max(1.0, config.total_steps - config.warmup)
-    done = jnp.clip((step - warmup) / rest, 0.0, 1.0)
-    if config.schedule == "linear":
-        factor = jnp.clip((config.total_steps - step) / rest, 0.0, 1.0)
-    elif config.schedule == "cosine":
-        factor = 0.5 * (1.0 + jnp.cos(math.pi * done))
+    warmup = config.warmup
+    if config.schedule in ("linear", "cosine"):
+        left = jnp.clip((config.end - step) / max(1.0, config.end - warmup), 0.0, 1.0)
+        cosine = 0.5 * (1.0 - jnp.cos(math.pi * left))
+        factor = left if config.schedule == "linear" else cosine
     elif config.schedule == "inverse_sqrt":
         factor = jax.lax.rsqrt(jnp.maximum(step, 1.0) / warmup if warmup else step + 1.0)
     else:
@@ -167,6 +185,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         >>> round(float(jnp.linalg.norm(updates["encoder"]["layers"]["ia3"])), 6)
         0.003
     """
+    learning_rate_at(config, 0)  # a schedule without its end is known now, not in the first step
     stages = []
     if config.clip_norm is not None:
         stages.append(optax.clip_by_global_norm(config.clip_norm))

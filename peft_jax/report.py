@@ -13,6 +13,13 @@ import numpy as np
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#777777"
 
 
+def quiet_console():
+    """A console that shows nothing, for callers that want the result only."""
+    from rich.console import Console
+
+    return Console(quiet=True)
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``."""
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]

@@ -1,12 +1,24 @@
 """Shared fixtures. Eight CPU devices are forced before jax starts, so that every test can shard."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        # The tests compile hundreds of small programs and run each a few times: the time goes into
+        # LLVM's optimisation, which changes none of their results' meaning.
+        "--xla_backend_optimization_level=0",
+    ]
 ).strip()
+# Programs that a test compiles again (a resumed run, a subprocess) are read back instead.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "peft_jax_tests_compiled")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Forced host devices share one thread pool: with fewer threads than devices a collective that is
 # queued behind another waits for itself, and XLA aborts the process after 40 s.
 os.environ.setdefault("NPROC", "16")
