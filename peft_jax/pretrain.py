@@ -47,7 +47,7 @@ class PretrainConfig:
     """Rows of each task's train split that are used."""
     few_shot_share: float = 0.05
     """Share of the examples that stand behind solved examples of their task and template."""
-    max_shots: int = 6
+    max_shots: int = 8
     """The most solved examples in front of one (the least is 2)."""
     pieces: int = 1_800
     """The most pieces of the vocabulary: bytes, whole words, pieces of words."""
