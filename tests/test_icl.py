@@ -1,0 +1,85 @@
+"""In-context learning: which tokens stand in front of an input."""
+
+import numpy as np
+import pytest
+
+from peft_jax import icl
+from peft_jax.errors import InputError
+from peft_jax.examples import ChoiceExamples
+
+
+def table(inputs, labels, templates=("a", "b")):
+    """Two templates per example; template t adds 100 t to every token but EOS (1)."""
+    rows = [(e, t) for e in range(len(inputs)) for t in range(len(templates))]
+    width = max(map(len, inputs)) + 1
+    tokens = np.zeros((len(rows), width), np.int32)
+    choices = np.zeros((len(rows), 2, 2), np.int32)
+    for row, (e, t) in enumerate(rows):
+        tokens[row, : len(inputs[e]) + 1] = [*(np.array(inputs[e]) + 100 * t), 1]
+        choices[row] = [[50 + 100 * t, 1], [60 + 100 * t, 1]]
+    return ChoiceExamples(
+        task="t",
+        split="train",
+        template_names=templates,
+        encoder_input_tokens=tokens,
+        choices=choices,
+        choice_mask=np.ones((len(rows), 2), bool),
+        label=np.array([labels[e] for e, _ in rows], np.int32),
+        example=np.array([e for e, _ in rows], np.int32),
+        template=np.array([t for _, t in rows], np.int32),
+        vocabulary="v",
+    )
+
+
+def text(tokens):
+    return [int(t) for t in tokens if t]
+
+
+SHOTS = table([[10], [11, 12], [13]], [0, 1, 0])
+QUERIES = table([[20, 21], [22]], [1, 0])
+
+
+def test_demonstrations_are_inputs_with_their_right_answers_under_the_querys_template():
+    made = icl.with_demonstrations(QUERIES, SHOTS, count=3, seed=0)
+    parts = {(10, 50), (11, 12, 60), (13, 50)}
+    for row in range(len(made)):
+        shift = 100 * int(made.template[row])
+        *front, end = [t - shift if t != 1 else t for t in text(made.encoder_input_tokens[row])]
+        query = [t - shift for t in text(QUERIES.encoder_input_tokens[row]) if t != 1]
+        assert end == 1
+        assert front[-len(query) :] == query
+        front = front[: -len(query)]
+        seen = set()
+        while front:
+            part = next(p for p in parts if tuple(front[: len(p)]) == p)
+            seen.add(part)
+            front = front[len(part) :]
+        assert seen == parts
+    np.testing.assert_array_equal(made.choices, QUERIES.choices)
+    np.testing.assert_array_equal(made.label, QUERIES.label)
+
+
+def test_the_seed_decides_the_order_and_no_demonstration_is_the_query_itself():
+    texts = {
+        tuple(
+            text(icl.with_demonstrations(QUERIES, SHOTS, count=2, seed=s).encoder_input_tokens[0])
+        )
+        for s in range(20)
+    }
+    assert len(texts) > 2
+    none = icl.with_demonstrations(QUERIES, SHOTS, count=0, seed=0)
+    assert text(none.encoder_input_tokens[0]) == text(QUERIES.encoder_input_tokens[0])
+
+
+def test_what_does_not_fit_is_left_out_from_the_front():
+    whole = icl.with_demonstrations(QUERIES, SHOTS, count=3, seed=0)
+    cut = icl.with_demonstrations(QUERIES, SHOTS, count=3, seed=0, max_input_length=7)
+    for row in range(len(cut)):
+        kept, full = text(cut.encoder_input_tokens[row]), text(whole.encoder_input_tokens[row])
+        assert len(kept) <= 7
+        assert full[-len(kept) :] == kept
+
+
+def test_other_templates_are_refused():
+    with pytest.raises(InputError, match="same templates"):
+        icl.with_demonstrations(QUERIES, table([[1]], [0], ("c", "d")), count=1, seed=0)
