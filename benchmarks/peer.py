@@ -57,16 +57,19 @@ class Worker:
             "TOKENIZERS_PARALLELISM": "false",
         }
         self.name = f"{library} on {case.name}"
+        # A file, since a pipe that nobody reads would fill and stop the worker.
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the worker)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", json.dumps(settings)],
             cwd=ROOT, env=environment, text=True, bufsize=1,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
         )  # fmt: skip
 
     def answer(self) -> Any:
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.name} ended:\n{self.process.stderr.read()[-3000:]}")
+            self.errors.seek(0)
+            raise RuntimeError(f"{self.name} ended:\n{self.errors.read()[-3000:]}")
         return json.loads(line)
 
     def ask(self, **command: Any) -> Any:
@@ -80,6 +83,26 @@ class Worker:
         self.process.stdin.close()
         self.process.kill()
         self.process.wait()
+        self.errors.close()
+
+
+class Busy:
+    """How much of the machine other processes use while a worker has its turn."""
+
+    def __init__(self):
+        self.start, self.used = time.monotonic(), self._used()
+
+    @staticmethod
+    def _used() -> float:
+        """Seconds of CPU that this machine has spent, all cores together, idle time apart."""
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()
+        user, nice, system, _, _, irq, softirq = (int(f) for f in fields[1:8])
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+    def others(self, own: float) -> float:
+        """The share of all cores' time that was neither idle nor the worker's ``own`` seconds."""
+        passed = (time.monotonic() - self.start) * os.cpu_count()
+        return max(0.0, self._used() - self.used - own) / passed
 
 
 # ------------------------------------------------------------------------------------- one case
@@ -122,14 +145,17 @@ def measure(case: jobs.Case, folder: Path, options: argparse.Namespace) -> dict[
         difference = check_parity(case, *(started[side]["results"] for side in workers))
         memory = {side: worker.ask(do="memory") for side, worker in workers.items()}
         times: dict[str, list[float]] = {side: [] for side in workers}
+        others = []
         while len(times["ours"]) < options.rounds:
             late = time.monotonic() - began > options.budget
             if late and len(times["ours"]) >= options.least_rounds:
                 break
             for side, worker in workers.items():
                 time.sleep(SETTLE_SECONDS)
-                samples = worker.ask(do="time", seconds=options.seconds)
-                times[side].append(statistics.median(samples))
+                busy = Busy()
+                answer = worker.ask(do="time", seconds=options.seconds)
+                times[side].append(statistics.median(answer["seconds"]))
+                others.append(busy.others(answer["cpu"]))
     ratios = [p / o for p, o in zip(times["peer"], times["ours"], strict=True)]
     return {
         "case": dataclasses.asdict(case),
@@ -140,6 +166,7 @@ def measure(case: jobs.Case, folder: Path, options: argparse.Namespace) -> dict[
         "ratio_range": [min(ratios), max(ratios)],
         "first_step_seconds": {side: s["first_s"] for side, s in started.items()},
         "memory": memory,
+        "others": statistics.median(others),
         "versions": started["peer"]["versions"] | started["ours"]["versions"],
     }
 
@@ -162,7 +189,7 @@ def measure_memory(case: jobs.Case, folder: Path, cores: list[int]) -> dict[str,
         with Worker(library, case, folder, cores, warmup=1, **settings) as worker:
             worker.answer()
             memory = worker.ask(do="memory")
-            seconds = statistics.median(worker.ask(do="time", seconds=1.0))
+            seconds = statistics.median(worker.ask(do="time", seconds=1.0)["seconds"])
         variants[name] = {"memory": memory, "seconds": seconds}
     return {"case": dataclasses.asdict(case), "variants": variants}
 
@@ -195,7 +222,7 @@ def show(result: dict[str, Any]) -> str:
         f"{case.name:40s} {1e3 * seconds['peer']:8.0f} {1e3 * seconds['ours']:8.0f} ms "
         f"{result['ratio']:6.2f}x [{low:.2f}-{high:.2f}] "
         f"{memory['peer']['extra'] / 2**20:6.0f} {memory['ours']['extra'] / 2**20:6.0f} MiB "
-        f"{result['difference']:.1e}"
+        f"{result['difference']:.1e} {result['others']:4.0%}"
     )
 
 
@@ -225,7 +252,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = arguments(argv)
     results: dict[str, Any] = {"machine": machine(options.cores), "cases": [], "memory": []}
     print(json.dumps(results["machine"]))
-    print(f"{'case':40s} {'peft':>8s} {'peft_jax':>8s}      ratio       extra memory of a step")
+    print(f"{'':40s} {'peft':>8s} {'peft_jax':>8s}    ratio, extra memory, difference, other load")
     with tempfile.TemporaryDirectory() as temporary:
         for size in options.sizes:
             folder = Path(temporary) / size
@@ -234,18 +261,19 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             for case in jobs.cases([size], options.dtypes, options.jobs):
                 results["cases"].append(measure(case, folder, options))
                 print(show(results["cases"][-1]), flush=True)
-                _write(options.json, results)
+                write_results(options.json, results)
         if not options.no_memory:
             case = jobs.Case(size, "train", "lora", "float32", jobs.shapes(size)["train"])
             results["memory"].append(measure_memory(case, folder, options.cores))
             for name, variant in results["memory"][-1]["variants"].items():
                 extra, seconds = variant["memory"]["extra"] / 2**20, variant["seconds"]
                 print(f"{case.name:40s} {name:30s} {extra:6.0f} MiB {1e3 * seconds:8.0f} ms")
-            _write(options.json, results)
+            write_results(options.json, results)
     return results
 
 
-def _write(path: Path | None, results: dict[str, Any]) -> None:
+def write_results(path: Path | None, results: dict[str, Any]) -> None:
+    """As JSON, after every case: what was measured survives an interruption."""
     if path is not None:
         path.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -48,34 +48,25 @@ def _lora_factors(adapter, config, factors):
     return tree.unflatten(flat)
 
 
-def _stepper(backbone, method, adapter, batch, loss):
+def _stepper(backbone, method, adapter, batch, objective):
     import jax
     import optax
 
-    from peft_jax.methods import merge
+    from peft_jax import train
 
     optimizer = optax.adamw(jobs.LEARNING_RATE, weight_decay=jobs.WEIGHT_DECAY)
-
-    def update(state, frozen, batch):
-        adapter, moments = state
-        value, gradient = jax.value_and_grad(
-            lambda a: loss(merge(frozen, method.bind(a)), batch)
-        )(adapter)
-        updates, moments = optimizer.update(gradient, moments, adapter)
-        return (optax.apply_updates(adapter, updates), moments), value
-
-    compiled = jax.jit(update, donate_argnums=0)
-    held = [(adapter, optimizer.init(adapter))]
+    update = train.make_train_step(backbone, method, optimizer, objective)
+    held = [train.init_state(adapter, optimizer, jax.random.key(0))]
 
     def step() -> float:
-        held[0], value = compiled(held[0], backbone.params, batch)
-        return float(value)
+        held[0], metrics = update(held[0], backbone.params, batch)
+        return float(metrics["loss"])
 
     return step
 
 
 def _train(backbone, method, adapter, data):
-    from peft_jax import losses, transformer
+    from peft_jax import train, transformer
 
     targets = data["choices"][:, 0]
     batch = {
@@ -83,12 +74,7 @@ def _train(backbone, method, adapter, data):
         "decoder_input_tokens": transformer.shift_right(backbone.config, targets),
         "decoder_target_tokens": targets,
     }
-
-    def loss(params, batch):
-        logits = backbone.logits(params, batch)
-        return losses.sequence_loss(logits, batch["decoder_target_tokens"])[0]
-
-    return _stepper(backbone, method, adapter, batch, loss)
+    return _stepper(backbone, method, adapter, batch, train.lm_objective())
 
 
 def _choices(data):
@@ -103,15 +89,9 @@ def _choices(data):
 
 
 def _tfew(backbone, method, adapter, data):
-    from peft_jax import losses, scoring
+    from peft_jax import train
 
-    def loss(params, batch):
-        log_probs = scoring.choice_log_probs(backbone.config, params, batch)
-        return losses.tfew_loss(
-            log_probs, batch["choices"], batch["choice_mask"], batch["label"]
-        )[0]
-
-    return _stepper(backbone, method, adapter, _choices(data), loss)
+    return _stepper(backbone, method, adapter, _choices(data), train.tfew_objective())
 
 
 def _rank(backbone, method, adapter, data):

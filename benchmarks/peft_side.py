@@ -92,9 +92,11 @@ def _train(model, data):
     labels = data["choices"][:, 0]
     return _stepper(
         model,
-        lambda: model(
-            input_ids=data["inputs"], attention_mask=mask, labels=labels, use_cache=False
-        ).loss,
+        lambda: (
+            model(
+                input_ids=data["inputs"], attention_mask=mask, labels=labels, use_cache=False
+            ).loss
+        ),
     )
 
 

@@ -42,14 +42,18 @@ def extra_memory(step) -> dict[str, int]:
     return {"before": before, "peak": peak, "extra": peak - before}
 
 
-def timed(step, seconds: float) -> list[float]:
-    """Durations of single steps, until ``seconds`` have passed and at least one is done."""
+def timed(step, seconds: float) -> dict[str, object]:
+    """Durations of single steps, until ``seconds`` have passed and at least one is done.
+
+    ``cpu`` is the processor time that all of them took together, over all threads.
+    """
     durations = []
+    used = time.process_time()
     while sum(durations) < seconds or not durations:
         start = time.perf_counter()
         step()
         durations.append(time.perf_counter() - start)
-    return durations
+    return {"seconds": durations, "cpu": time.process_time() - used}
 
 
 def main() -> None:
