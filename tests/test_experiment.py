@@ -155,7 +155,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(config, tmp_path, monkeypatch
         ({"method": ()}, "method is empty"),
         ({"backbone": "nowhere"}, "no checkpoint folder at nowhere"),
         ({"backbone": "t0_3b"}, "names a configuration"),
-        ({"task": "embeded_entailment"}, "embeded_entailment"),
+        ({"task": "embedded_entailmnt"}, "embedded_entailment"),
         ({"training": {"batch_size": 9}}, "batch size 9 is larger than the data"),
         ({"training": {"steps": 0}}, "training.steps is 0"),
         ({"training": {"accumulate": 3}}, "not divisible"),
