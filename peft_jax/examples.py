@@ -318,20 +318,45 @@ class FewShotSampler:
 
 
 def evaluation_batches(examples: ChoiceExamples, batch_size: int) -> Iterator[Batch]:
-    """All rows once, in order, in batches of one static shape.
+    """All rows once, in batches of a few static shapes, short inputs first.
 
-    The last batch is filled up by repeating its last row; ``weight`` [B] float32 is 1 for real rows
-    and 0 for the filling, whose ``row`` is -1. Raises InputError if ``batch_size`` is not positive.
+    Rows are sorted into at most three groups by the length of their input (a quarter, half and the
+    whole of S), so that short inputs do not pay for the longest; a group too small to be worth a
+    compiled shape of its own joins the next. The last batch of a group is filled up by repeating a
+    row; ``weight`` [B] float32 is 1 for real rows and 0 for the filling, whose ``row`` is -1.
+
+    Raises InputError if ``batch_size`` is not positive.
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: at least 1 is needed")
-    for start in range(0, len(examples), batch_size):
-        row = np.arange(start, start + batch_size, dtype=np.int32)
-        real = row < len(examples)
-        batch = examples.rows(np.minimum(row, len(examples) - 1))
-        batch["row"] = np.where(real, row, np.int32(-1))
-        batch["weight"] = real.astype(np.float32)
-        yield batch
+    for width, rows in _length_groups(examples, batch_size):
+        for start in range(0, len(rows), batch_size):
+            real = rows[start : start + batch_size]
+            filling = batch_size - len(real)
+            batch = examples.rows(np.concatenate([real, np.repeat(real[-1:], filling)]))
+            batch["encoder_input_tokens"] = batch["encoder_input_tokens"][:, :width]
+            batch["row"] = np.concatenate([real, np.full(filling, -1)]).astype(np.int32)
+            batch["weight"] = (batch["row"] >= 0).astype(np.float32)
+            yield batch
+
+
+# A shorter input length is worth compiling for from this many batches on.
+_WORTH_A_SHAPE = 8
+
+
+def _length_groups(examples: ChoiceExamples, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(tokens, rows in order) for each group of `evaluation_batches`."""
+    tokens = examples.encoder_input_tokens
+    longest = tokens.shape[1]
+    lengths = longest - np.argmax(tokens[:, ::-1] != 0, axis=1)
+    done = np.zeros(len(examples), bool)
+    for width in sorted({-(-longest // 4), -(-longest // 2), longest}):
+        waiting = (lengths <= width) & ~done
+        if width < longest and waiting.sum() < _WORTH_A_SHAPE * batch_size:
+            continue
+        if waiting.any():
+            yield width, np.flatnonzero(waiting)
+        done |= waiting
 
 
 def _first_problem(examples: ChoiceExamples) -> str | None:
