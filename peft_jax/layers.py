@@ -227,10 +227,14 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 def keys_values(
     params: Params, x: jax.Array, heads: int, key: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Keys and values [B, S, H, K] of an attention over x [B, S, D]."""
+    """Keys and values [B, H, S, K] of an attention over x [B, S, D].
+
+    Heads come before positions, as the products of :func:`attend` read them: keys and values that
+    are kept (a cache, an input's cross-attention) are not transposed again at every step.
+    """
     k = linear(params["key"], x, site_key(key, 0))
     v = linear(params["value"], x, site_key(key, 1))
-    return split_heads(k, heads), split_heads(v, heads)
+    return split_heads(k, heads).swapaxes(-2, -3), split_heads(v, heads).swapaxes(-2, -3)
 
 
 def attend(
@@ -244,7 +248,7 @@ def attend(
     """softmax(q k + bias) v, without 1/sqrt(K): T5 folds it into the initialisation.
 
     Args:
-      q: [N, T, H, K]; k, v: [B, S, H, K] with N a multiple of B. The N // B sequences that belong
+      q: [N, T, H, K]; k, v: [B, H, S, K] with N a multiple of B. The N // B sequences that belong
         to one input are folded into its query axis, so keys and values are shared, not repeated.
       bias: float32, broadcastable to [B, H, T, S] (of B and T as folded, if they are not 1).
       rate, key: dropout on the attention weights.
@@ -253,10 +257,10 @@ def attend(
     """
     n, t, heads, width = q.shape
     q = q.reshape(k.shape[0], -1, heads, width)
-    logits = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("bthk,bhsk->bhts", q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits + bias, axis=-1).astype(v.dtype)
     weights = dropout(key, weights, rate)
-    out = jnp.einsum("bhts,bshk->bthk", weights, v)
+    out = jnp.einsum("bhts,bhsk->bthk", weights, v)
     return out.reshape(n, t, heads * width)
 
 

@@ -295,7 +295,7 @@ def _feed_forward(config, params, x, key) -> jax.Array:
 # Decoder
 # --------------------------------------------------------------------------------------------
 class Cache(NamedTuple):
-    """Self-attention keys and values of the positions decoded so far: [L, N, T, H, K] each."""
+    """Self-attention keys and values of the positions decoded so far: [L, N, H, T, K] each."""
 
     key: jax.Array
     value: jax.Array
@@ -303,7 +303,7 @@ class Cache(NamedTuple):
 
 def init_cache(config: Config, sequences: int, length: int) -> Cache:
     """An empty cache for ``sequences`` sequences of at most ``length`` positions."""
-    shape = (config.decoder_layers, sequences, length, config.num_heads, config.d_kv)
+    shape = (config.decoder_layers, sequences, config.num_heads, length, config.d_kv)
     dtype = jnp.dtype(config.activation_dtype)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
@@ -311,7 +311,7 @@ def init_cache(config: Config, sequences: int, length: int) -> Cache:
 def cross_keys_values(
     config: Config, params: Params, encoded: Encoded
 ) -> tuple[jax.Array, jax.Array]:
-    """Every layer's cross-attention keys and values, computed once: [L, B, S, H, K] each."""
+    """Every layer's cross-attention keys and values, computed once: [L, B, H, S, K] each."""
 
     def layer(_, p):
         return None, layers.keys_values(p, encoded.hidden, config.num_heads)
@@ -422,7 +422,7 @@ def decode_step(
     prompt = _prompt_length(params, "decoder") if first else 0
     source = params if prompt else {**params, "decoder": _without_prompt(params["decoder"])}
     x = _embed(config, source, "decoder", tokens)
-    length = cache.key.shape[2]
+    length = cache.key.shape[3]
     query_positions = position + jnp.arange(x.shape[1])
     self_bias = _decoder_bias(config, params, query_positions, jnp.arange(length))
     cross_bias = layers.mask_bias(encoded.mask[:, None, None, :])
@@ -433,7 +433,7 @@ def decode_step(
         new = layers.keys_values(p["self_attention"], y, config.num_heads)
         cached = Cache(
             *(
-                jax.lax.dynamic_update_slice_in_dim(old, fresh, position, axis=1)
+                jax.lax.dynamic_update_slice_in_dim(old, fresh, position, axis=2)
                 for old, fresh in zip(cached, new, strict=True)
             )
         )
