@@ -281,7 +281,7 @@ def _from_dict(kind: type, fields: dict[str, Any]) -> Any:
     values = {}
     for name, value in fields.items():
         hint = hints.get(name)
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             value = _from_dict(hint, value)
         elif isinstance(value, list):
             value = _tuples(value)

@@ -212,7 +212,8 @@ class ChoiceExamples:
                     f"version {version} of the examples format, this release reads {_VERSION}"
                 )
             header["template_names"] = tuple(header["template_names"])
-            examples = cls(**header, **{key: arrays[key] for key in _DTYPES})
+            fields: dict = {**header, **{key: arrays[key] for key in _DTYPES}}
+            examples = cls(**fields)
         except InputError as error:
             raise InputError(f"{path} cannot be used: {error}; prepare it again") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -231,14 +232,14 @@ class ChoiceExamples:
         ids = self.example_ids
         if isinstance(positions, slice):
             return ids[positions]
-        positions = np.asarray(positions, np.int64)
-        outside = positions[(positions < 0) | (positions >= len(ids))]
+        wanted = np.asarray(positions, np.int64)
+        outside = wanted[(wanted < 0) | (wanted >= len(ids))]
         if outside.size:
             raise InputError(
                 f"{self.task}: example {outside[0]} was asked for, there are {len(ids)} "
                 f"(0 to {len(ids) - 1})"
             )
-        return ids[positions]
+        return ids[wanted]
 
     def _template_index(self, template: int | str) -> int:
         if isinstance(template, str):

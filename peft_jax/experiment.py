@@ -38,7 +38,7 @@ from peft_jax.backbones import Backbone, load_backbone
 from peft_jax.checkpoint import Checkpoints
 from peft_jax.config import DataConfig, Experiment, check, first_difference, make_method, to_json
 from peft_jax.errors import InputError
-from peft_jax.evaluation import Evaluation, evaluate, make_scorer
+from peft_jax.evaluation import Evaluation, Scorer, evaluate, make_scorer
 from peft_jax.examples import ChoiceExamples, FewShotSampler, vocabulary_identity
 from peft_jax.methods import Method
 from peft_jax.optimizers import make_optimizer
@@ -69,6 +69,24 @@ def open_backbone(config: Experiment) -> Backbone:
         run["dropout"] = model.dropout
     dtype = None if model.dtype == "auto" else model.dtype
     return load_backbone(config.backbone, dtype, **run)
+
+
+def evaluation_mesh(config: Experiment) -> jax.sharding.Mesh:
+    """The devices that score: those that divide the evaluation's batch."""
+    return sharding.make_mesh(config.evaluation.batch_size, config.training.devices)
+
+
+def open_scorer(
+    config: Experiment, backbone: Backbone, method: Method | None, mesh: jax.sharding.Mesh
+) -> Scorer:
+    """The compiled scorer that an experiment describes; see ``evaluation.make_scorer``."""
+    return make_scorer(
+        backbone,
+        method,
+        mesh=mesh,
+        length_normalization=config.evaluation.length_normalization,
+        memory_budget=config.evaluation.memory_budget_mb * 2**20,
+    )
 
 
 def open_examples(
@@ -286,16 +304,9 @@ class _Run:
         self.seconds = 0.0
         self.zero_shot: dict[str, Any] | None = None
         self._stop: int | None = None
-        options = {
-            "mesh": sharding.make_mesh(
-                self.config.evaluation.batch_size, self.config.training.devices
-            ),
-            "length_normalization": self.config.evaluation.length_normalization,
-            "memory_budget": self.config.evaluation.memory_budget_mb * 2**20,
-        }
-        self._eval_mesh = options["mesh"]
-        self._score = make_scorer(training.backbone, training.method, **options)
-        self._score_frozen = make_scorer(training.backbone, None, **options)
+        self._eval_mesh = evaluation_mesh(self.config)
+        self._score = open_scorer(self.config, training.backbone, training.method, self._eval_mesh)
+        self._score_frozen = open_scorer(self.config, training.backbone, None, self._eval_mesh)
         self._eval_frozen = sharding.replicate(self._eval_mesh, training.backbone.params)
 
     def go(self, resume: bool) -> dict[str, Any]:

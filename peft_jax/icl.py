@@ -60,7 +60,7 @@ def with_demonstrations(
 
 def _demonstrations(shots, template, order, count, eos_id) -> list[np.ndarray]:
     """Token sequences of the first ``count`` examples in the order that have this template."""
-    found = []
+    found: list[np.ndarray] = []
     for example in order:
         rows = np.flatnonzero((shots.example == example) & (shots.template == template))
         if len(rows) and len(found) < count:

@@ -15,8 +15,8 @@ from peft_jax.adapter import load_adapter
 from peft_jax.backbones import Backbone, load_backbone
 from peft_jax.config import Experiment, check
 from peft_jax.errors import InputError
-from peft_jax.evaluation import evaluate, make_scorer
-from peft_jax.experiment import open_backbone, open_examples
+from peft_jax.evaluation import evaluate
+from peft_jax.experiment import evaluation_mesh, open_backbone, open_examples, open_scorer
 from peft_jax.generate import greedy
 from peft_jax.methods import merge
 from peft_jax.progress import step_bar
@@ -33,14 +33,8 @@ def evaluate_adapter(
     backbone = open_backbone(config)
     adapter, method = load_adapter(adapter_folder, backbone)
     examples = open_examples(config.task, config.data, backbone, config.seed, training=False)
-    mesh = sharding.make_mesh(config.evaluation.batch_size)
-    scorer = make_scorer(
-        backbone,
-        method,
-        mesh=mesh,
-        length_normalization=config.evaluation.length_normalization,
-        memory_budget=config.evaluation.memory_budget_mb * 2**20,
-    )
+    mesh = evaluation_mesh(config)
+    scorer = open_scorer(config, backbone, method, mesh)
     with step_bar(console, "evaluation", len(examples)) as advance:
         evaluation = evaluate(
             scorer,

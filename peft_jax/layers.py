@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,14 +48,28 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     the kernel, and inside a scan keep that second copy of the whole model.
     """
     if x.dtype == kernel.dtype:
-        return x @ kernel
+        return x @ _unconverted(kernel)
     return _mixed_matmul(x, kernel)
+
+
+def _unconverted(kernel: jax.Array) -> jax.Array:
+    """``kernel``, as itself up to the product that reads it.
+
+    XLA's CPU compiler turns a bfloat16 product into a float32 one, moves the kernel's conversion in
+    front of the slice that takes a layer out of the stack, and from there out of the loop: a
+    float32 copy of the whole model. A barrier between slice and product keeps it to one layer.
+    """
+    if kernel.dtype == jnp.float32:
+        return kernel
+    return jax.lax.platform_dependent(
+        kernel, cpu=jax.lax.optimization_barrier, default=lambda kernel: kernel
+    )
 
 
 def _contract(x, kernel, axis):
     dims = (((x.ndim - 1,), (axis,)), ((), ()))
     return jax.lax.dot_general(
-        x.astype(kernel.dtype), kernel, dims, preferred_element_type=jnp.float32
+        x.astype(kernel.dtype), _unconverted(kernel), dims, preferred_element_type=jnp.float32
     ).astype(x.dtype)
 
 
@@ -187,7 +202,7 @@ def rms_norm(params: Params, x: jax.Array, epsilon: float) -> jax.Array:
     return y.astype(x.dtype) * params["scale"].astype(x.dtype)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),

@@ -42,7 +42,7 @@ class Sums(NamedTuple):
     """
 
     total: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # not tuple.count
 
     def mean(self) -> jax.Array:
         """total / count, and zero where nothing was counted."""

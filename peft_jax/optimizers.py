@@ -228,7 +228,7 @@ class AdafactorState(NamedTuple):
     `elements` in its own shape. What a leaf lacks is a zero of shape (1,), as in optax and T5X.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # not tuple.count
     rows: Any
     columns: Any
     elements: Any
@@ -302,7 +302,7 @@ def scale_by_adafactor(
         decay = 1.0 - count.astype(jnp.float32) ** -decay_rate
         moments = jax.tree.map(_Moments, state.rows, state.columns, state.elements)
         both = _map_with_path(
-            lambda path, *leaves: update_leaf(path, *leaves, decay), gradients, moments, params
+            lambda path, g, m, p: update_leaf(path, g, m, p, decay), gradients, moments, params
         )
         updates = jax.tree.map(lambda _, pair: pair[0], gradients, both)
         moments = jax.tree.map(lambda _, pair: pair[1], gradients, both)

@@ -60,7 +60,8 @@ def choice_log_probs(
     # A gradient through the parts keeps their inputs only and runs each part again.
     @jax.checkpoint
     def part(arguments):
-        return _score_part(config, params, encoded, *arguments, cross=cross)
+        piece, piece_key = arguments
+        return _score_part(config, params, encoded, piece, piece_key, cross)
 
     scored = jnp.moveaxis(jax.lax.map(part, (padded, keys)), 0, 1)
     return scored.reshape(b, parts * size, t)[:, :c]

@@ -20,9 +20,17 @@ from peft_jax import icl, report, sharding
 from peft_jax.backbones import Backbone
 from peft_jax.config import Experiment, check, to_json
 from peft_jax.errors import InputError
-from peft_jax.evaluation import Scorer, Spread, evaluate, make_scorer, spread
+from peft_jax.evaluation import Scorer, Spread, evaluate, spread
 from peft_jax.examples import ChoiceExamples
-from peft_jax.experiment import Training, open_backbone, open_examples, set_up, train_steps
+from peft_jax.experiment import (
+    Training,
+    evaluation_mesh,
+    open_backbone,
+    open_examples,
+    open_scorer,
+    set_up,
+    train_steps,
+)
 from peft_jax.progress import step_bar
 
 ZERO_SHOT, ICL, LM_ONLY, TFEW = "zero-shot", "in-context", "T-Few, L_LM only", "T-Few"
@@ -137,7 +145,7 @@ class _Bench:
         self.config = config
         self.backbone = backbone
         self.demonstrations = demonstrations
-        self.mesh = sharding.make_mesh(config.evaluation.batch_size)
+        self.mesh = evaluation_mesh(config)
         self.frozen = sharding.replicate(self.mesh, backbone.params)
         self.test = open_examples(config.task, config.data, backbone, config.seed, training=False)
         draws = [open_examples(config.task, config.data, backbone, s, training=True) for s in seeds]
@@ -181,21 +189,14 @@ class _Bench:
         return training
 
     def _evaluate(self, name: str, method, adapter, examples: ChoiceExamples) -> dict[str, float]:
-        evaluation = self.config.evaluation
         if name not in self._scorers:
-            self._scorers[name] = make_scorer(
-                self.backbone,
-                method,
-                mesh=self.mesh,
-                length_normalization=evaluation.length_normalization,
-                memory_budget=evaluation.memory_budget_mb * 2**20,
-            )
+            self._scorers[name] = open_scorer(self.config, self.backbone, method, self.mesh)
         scored = evaluate(
             self._scorers[name],
             sharding.replicate(self.mesh, adapter),
             self.frozen,
             examples,
-            batch_size=evaluation.batch_size,
+            batch_size=self.config.evaluation.batch_size,
             mesh=self.mesh,
         )
         return scored.accuracy_per_template

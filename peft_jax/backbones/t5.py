@@ -32,8 +32,9 @@ _V1_1 = {
 
 def _config(sizes: tuple[int, ...], **fields: Any) -> Config:
     d_model, d_ff, heads, d_kv, depth = sizes
+    fields = {"family": "t5", "vocab_size": 32128, **fields}
     return Config(
-        **{"family": "t5", "vocab_size": 32128} | fields,
+        **fields,
         d_model=d_model,
         d_ff=d_ff,
         num_heads=heads,

@@ -296,7 +296,7 @@ def count(adapter: Params) -> int:
 def describe(adapter: Params, backbone: Backbone | None = None) -> str:
     """A table of an adapter: place, shape, count, and the share of the backbone if it is given."""
     total = tree.count(backbone.params) if backbone is not None else 0
-    rows = [("place", "shape", "count", "share")]
+    rows: list[tuple[str, ...]] = [("place", "shape", "count", "share")]
     for path, leaf in tree.flatten(adapter).items():
         rows.append(_row(path, "x".join(map(str, leaf.shape)), tree.count(leaf), total))
     rows.append(_row("total", "", tree.count(adapter), total))
