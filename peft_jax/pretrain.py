@@ -77,8 +77,10 @@ class PretrainConfig:
     """AdamW's decoupled weight decay."""
     embedding_scale: float = 0.3
     """Standard deviation of the initial embedding (T5's is 1, which Adam is slow to move)."""
-    embedding_rate: float = 10.0
-    """Factor on the embedding's learning rate: a word's row is updated only where it occurs."""
+    table_rate: float = 10.0
+    """Factor on the learning rate of the two kinds of tables, the embedding and the relative
+    biases: a word's row moves only where it occurs, and a bias must reach several units before a
+    head can look at a neighbour."""
     seed: int = 0
     """Seed of the initial weights, the data's order and dropout."""
     log_interval: int = 50
@@ -168,15 +170,18 @@ def make_optimizer(config: PretrainConfig) -> optax.GradientTransformation:
     def decayed(params):
         return tree.map_with_path(lambda path, _: path.endswith("kernel"), params)
 
-    def faster_embedding(updates, params):
+    def faster_tables(updates, params):
         del params
-        embedder = jax.tree.map(lambda u: u * config.embedding_rate, updates["token_embedder"])
-        return {**updates, "token_embedder": embedder}
+
+        def scaled(path: str, update: jax.Array) -> jax.Array:
+            return update * config.table_rate if path.endswith("embedding") else update
+
+        return tree.map_with_path(scaled, updates)
 
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay, mask=decayed),
-        optax.stateless(faster_embedding),
+        optax.stateless(faster_tables),
     )
 
 
@@ -204,13 +209,62 @@ def train_step(
     return TrainState(params, optimizer_state, state.step + 1), metrics
 
 
-def _initial_state(config: PretrainConfig, model: Config, optimizer) -> TrainState:
-    def initial(path: str, leaf: jax.Array) -> jax.Array:
-        if path.endswith(("out/kernel", "wo/kernel")):
-            return jnp.zeros_like(leaf)  # every residual branch starts as the identity
-        return leaf * config.embedding_scale if path.startswith("token_embedder") else leaf
+# --------------------------------------------------------------------------------------------
+# Initial weights
+# --------------------------------------------------------------------------------------------
+def initial_params(key: jax.Array, model: Config, embedding_scale: float) -> Params:
+    """Weights that already look at equal tokens and at neighbours, and copy what they look at.
 
-    params = tree.map_with_path(initial, transformer.init(jax.random.key(config.seed), model))
+    From T5's own random weights a model this small spends its whole budget on a plateau: it knows
+    words, and compares nothing. Weights in the form that attention takes once trained ("mimetic
+    initialization", Trockman & Kolter 2023) skip it: reading_who alone is solved in 200 steps
+    instead of not at all in 800. Nothing is fixed, everything is trained on.
+
+    - Encoder heads, first half: key = query, so that a token finds its other occurrences, and a
+      bias against itself. Second half: weak content, biases that fall with the distance; the
+      first of them looks back only.
+    - Every attention: out = value transposed, so that what is attended is added as it is.
+    - The head is the embedding transposed, so that an input's words are likely answers.
+    """
+    params = transformer.init(key, model)
+    embedding = params["token_embedder"]["embedding"] * embedding_scale
+    params["token_embedder"]["embedding"] = embedding
+    params["lm_head"]["kernel"] = embedding.T * (model.d_model**-0.5 / embedding_scale)
+    for stack in ("encoder", "decoder"):
+        layers = params[stack]["layers"]
+        layers["mlp"]["wo"]["kernel"] *= 0.3
+        for name in layers:
+            if name.endswith("attention"):
+                value = layers[name]["value"]["kernel"]
+                layers[name]["out"]["kernel"] = 0.7 * jnp.swapaxes(value, 1, 2)
+    matching = model.num_heads // 2 * model.d_kv  # columns of the first half of the heads
+    attention = params["encoder"]["layers"]["attention"]
+    query, key_ = attention["query"]["kernel"], attention["key"]["kernel"]
+    same = query[..., :matching] * model.d_kv**0.5
+    attention["key"]["kernel"] = key_.at[..., :matching].set(same)
+    attention["query"]["kernel"] = query.at[..., matching:].multiply(0.2)
+    params["encoder"]["relative_bias"]["embedding"] = _initial_biases(model)
+    return params
+
+
+def _initial_biases(model: Config) -> jax.Array:
+    """The encoder's relative biases [buckets, H]; the first half of the buckets looks back."""
+    half = model.relative_buckets // 2
+    # Distances up to half // 2 have a bucket each, further ones share logarithmic buckets.
+    exact = np.arange(half // 2)
+    far = np.geomspace(half // 2, model.relative_max_distance, half - half // 2)
+    distance = np.concatenate([exact, far])
+    back, both = -0.7 * distance, -0.3 * distance
+    biases = np.zeros((2 * half, model.num_heads), np.float32)
+    matching = model.num_heads // 2
+    biases[0, :matching] = -6.0
+    biases[:half, matching], biases[half:, matching] = back, -8.0
+    biases[:, matching + 1 :] = np.concatenate([both, both])[:, None]
+    return jnp.asarray(biases)
+
+
+def _initial_state(config: PretrainConfig, model: Config, optimizer) -> TrainState:
+    params = initial_params(jax.random.key(config.seed), model, config.embedding_scale)
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 

@@ -154,10 +154,10 @@ TOPICS: dict[str, tuple[str, ...]] = {
     }.items()
 }  # fmt: skip
 DEPARTMENTS: dict[str, tuple[str, ...]] = {
-    "garden centre": ("tool", "flower"),
-    "grocery": ("fruit", "vegetable", "drink"),
-    "fashion": ("garment",),
-    "music shop": ("instrument",),
+    "tool": ("tool",),
+    "food": ("fruit", "vegetable", "drink"),
+    "garment": ("garment",),
+    "music": ("instrument",),
 }
 
 # (cause, effect) pairs: what leads to what in this world.

@@ -20,7 +20,7 @@ from peft_jax.tasks.embedded.lexicon import (
 
 REVIEWED = tuple(thing for thing in ASPECTS if thing != "hotel")  # hotels are held out
 EMOTION_NAMES = tuple(EMOTIONS)
-HOTELS = ("Astoria", "Bristol", "Carlton", "Regina", "Savoy", "Majestic")
+HOTELS = tuple(f"{name}'s inn" for name in PEOPLE)
 
 
 def opinion(rng: Random, thing: str, positive: bool) -> str:
