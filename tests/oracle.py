@@ -1,0 +1,79 @@
+"""What transformers and peft compute: frozen under golden/, or made now where they are installed.
+
+The scripts in golden/ say how; a test takes both kinds by the same name.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import peft_jax as pj
+from peft_jax import tree
+from peft_jax.backbones import hugging_face
+
+GOLDEN = Path(__file__).parent / "golden"
+
+FROZEN = ("v1_0", "v1_1", "mt5")
+LIVE = ("v1_0_long", "v1_0_square", "v1_1_long", "v1_1_silu", "mt5_long")
+T5 = (*FROZEN, *(pytest.param(name, marks=pytest.mark.oracle) for name in LIVE))
+
+
+def live(script: str):
+    """A script of golden/ as a module; skips where torch, transformers or peft is missing."""
+    for package in ("torch", "transformers", *(("peft",) if script == "make_peft" else ())):
+        pytest.importorskip(package)
+    import importlib
+
+    import torch
+
+    torch.set_num_threads(2)
+    return importlib.import_module(f"tests.golden.{script}")
+
+
+@functools.cache
+def t5_folder(variant: str) -> Path:
+    """A Hugging Face folder with oracle.npz in it."""
+    if variant in FROZEN:
+        return GOLDEN / "t5" / variant
+    folder = Path(tempfile.mkdtemp(prefix="t5_oracle_"))
+    live("make_t5").write(variant, folder)
+    return folder
+
+
+def t5(variant: str) -> tuple[pj.Backbone, dict[str, np.ndarray]]:
+    """Our backbone of a variant, and what transformers computes with the same weights."""
+    folder = t5_folder(variant)
+    return pj.load_backbone(folder, dropout=0.0), dict(np.load(folder / "oracle.npz"))
+
+
+def by_hugging_face_name(backbone: pj.Backbone, leaves: dict) -> dict[str, np.ndarray]:
+    """A tree like the backbone's parameters as transformers' tensors."""
+    config = backbone.config
+    tensors = {}
+    for rule in hugging_face.FAMILIES[config.family].hugging_face_rules(config):
+        leaf = np.asarray(tree.get(leaves, rule.ours))
+        depth = config.encoder_layers if rule.ours.startswith("enc") else config.decoder_layers
+        for layer, name in rule.names(depth):
+            array = leaf if layer is None else leaf[layer]
+            tensors[name] = array.T if rule.transpose else array
+    return tensors
+
+
+def inner_product(logits: jax.Array, arrays: dict[str, np.ndarray]) -> jax.Array:
+    """The scalar whose gradients the oracle holds."""
+    return (logits * arrays["cotangent"]).sum()
+
+
+def assert_close(actual, wanted, tolerance: float = 1e-5, what: str = "") -> None:
+    """Equal within ``tolerance`` of the largest entry of ``wanted``."""
+    actual, wanted = np.asarray(actual, np.float64), np.asarray(wanted, np.float64)
+    assert actual.shape == wanted.shape, (what, actual.shape, wanted.shape)
+    largest = np.abs(wanted).max()
+    error = np.abs(actual - wanted).max()
+    assert error <= tolerance * largest, f"{what}: {error / max(largest, 1e-30):.2e} relative"
