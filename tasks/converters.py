@@ -9,11 +9,11 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 
-import seqio
-import tensorflow as tf
-from seqio import EncDecFeatureConverter, FeatureConverter
-
 from peft_jax.errors import InputError
+from peft_jax.tasks.tensorflow_data import seqio, tf
+
+FeatureConverter = seqio.FeatureConverter
+EncDecFeatureConverter = seqio.EncDecFeatureConverter
 
 __all__ = [
     "EncDecFeatureConverter",
@@ -23,11 +23,6 @@ __all__ = [
     "input_errors",
     "refuse_long_choices",
 ]
-
-# TensorFlow only feeds data here, and would otherwise take all of an accelerator's memory from jax.
-for _kind in ("GPU", "TPU"):
-    with contextlib.suppress(RuntimeError, ValueError):  # it was already started by somebody else
-        tf.config.set_visible_devices([], _kind)
 
 _MARK = "peft_jax choice limit: "
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import seqio
 
 from peft_jax.errors import InputError
 from peft_jax.examples import ChoiceExamples, vocabulary_identity
@@ -21,6 +20,7 @@ from peft_jax.tasks.converters import (
 )
 from peft_jax.tasks.prompted import FewShot, PromptedTask, find_task
 from peft_jax.tasks.registry import load_vocabulary, seqio_task, seqio_task_name
+from peft_jax.tasks.tensorflow_data import seqio
 
 _ROWS_AT_ONCE = 256
 

@@ -18,9 +18,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import seqio
-import tensorflow as tf
-
 from peft_jax.errors import InputError
 from peft_jax.tasks.converters import refuse_long_choices
 from peft_jax.tasks.embedded import TASKS as EMBEDDED_TASKS
@@ -32,6 +29,7 @@ from peft_jax.tasks.prompted import (
     find_task,
 )
 from peft_jax.tasks.prompts import template_slugs
+from peft_jax.tasks.tensorflow_data import seqio, tf
 
 EMBEDDED_MIXTURE = "embedded_train"
 SPLITS = ("train", "validation")
