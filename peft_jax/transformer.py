@@ -427,21 +427,26 @@ def decode_step(
     self_bias = _decoder_bias(config, params, query_positions, jnp.arange(length))
     cross_bias = layers.mask_bias(encoded.mask[:, None, None, :])
 
-    def layer(x, xs):
-        p, shared, cached = xs
+    def layer(carry, xs):
+        # The cache is carried whole and written in place; as the scan's input and output it would
+        # be two arrays, and all of it copied at every step.
+        x, cache = carry
+        p, shared, index = xs
         y = layers.rms_norm(p["self_attention_norm"], x, config.norm_epsilon)
         new = layers.keys_values(p["self_attention"], y, config.num_heads)
-        cached = Cache(
+        cache = Cache(
             *(
-                jax.lax.dynamic_update_slice_in_dim(old, fresh, position, axis=2)
-                for old, fresh in zip(cached, new, strict=True)
+                jax.lax.dynamic_update_slice(old, fresh[None], (index, 0, 0, position, 0))
+                for old, fresh in zip(cache, new, strict=True)
             )
         )
+        cached = tuple(jax.lax.dynamic_index_in_dim(c, index, keepdims=False) for c in cache)
         x = x + _attention(config, p["self_attention"], y, cached, self_bias, None)
         x = x + _cross_attention(config, p, x, encoded, shared, cross_bias, None)
-        return x + _feed_forward(config, p, x, None), cached
+        return (x + _feed_forward(config, p, x, None), cache), None
 
-    x, cache = jax.lax.scan(layer, x, (params["decoder"]["layers"], cross, cache))
+    depth = jnp.arange(config.decoder_layers)
+    (x, cache), _ = jax.lax.scan(layer, (x, cache), (params["decoder"]["layers"], cross, depth))
     x = layers.rms_norm(params["decoder"]["final_norm"], x[:, prompt:], config.norm_epsilon)
     return x, cache
 
