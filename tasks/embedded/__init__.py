@@ -85,7 +85,9 @@ def _tasks() -> Iterator[EmbeddedTask]:
         ("cause_or_effect", None, causes.cause_or_effect, "the cause or the effect (as COPA)"),
         ("same_sense", YES_NO, sense.same, "a word in two sentences, one sense? (as WiC)"),
         ("pronoun_check", YES_NO, coreference.check, "does the pronoun mean this name? (as WSC)"),
-        ("better_hotel", None, sentiment.better_hotel, "which of two reviewed hotels is better"),
+        ("complaint", YES_NO, sentiment.complaint, "does a hotel's guest complain?"),
+        ("comfort", YES_NO, sentiment.comfort, "does somebody need comfort?"),
+        ("same_kind", YES_NO, words.same_kind, "are two things of one kind?"),
         ("department", topic.DEPARTMENT_NAMES, topic.department, "where a store sells a thing"),
     ):
         yield EmbeddedTask(name, description, labels, True, generate)

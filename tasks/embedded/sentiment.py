@@ -1,4 +1,4 @@
-"""Sentiment: opinions, emotions, and which of two places was liked better."""
+"""Sentiment: opinions and emotions, and what follows from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from peft_jax.tasks.embedded.lexicon import (
 
 REVIEWED = tuple(thing for thing in ASPECTS if thing != "hotel")  # hotels are held out
 EMOTION_NAMES = tuple(EMOTIONS)
-HOTELS = tuple(f"{name}'s inn" for name in PEOPLE)
 
 
 def opinion(rng: Random, thing: str, positive: bool) -> str:
@@ -56,14 +55,15 @@ def emotion(rng: Random) -> dict:
     return {"text": sentence(f"{rng.choice(TIMES)} {text}"), "name": name, "label": label}
 
 
-def better_hotel(rng: Random) -> dict:
-    """{review1, review2, choice1, choice2, label}: the hotel with the good review."""
+def complaint(rng: Random) -> dict:
+    """{text, label} (0 a complaint, 1 praise): what a guest writes about a hotel."""
     label = rng.randrange(2)
-    hotels = two(rng, HOTELS)
-    return {
-        "review1": opinion(rng, "hotel", positive=label == 0),
-        "review2": opinion(rng, "hotel", positive=label == 1),
-        "choice1": hotels[0],
-        "choice2": hotels[1],
-        "label": label,
-    }
+    return {"text": opinion(rng, "hotel", positive=label == 1), "label": label}
+
+
+def comfort(rng: Random) -> dict:
+    """{text, name, label} (0 somebody sad or afraid, who needs comfort, 1 somebody else)."""
+    label, name = rng.randrange(2), rng.choice(PEOPLE)
+    felt = rng.choice(("happy", "angry") if label else ("sad", "afraid"))
+    text = f"I heard that {fill(rng.choice(EMOTIONS[felt]), name)} {rng.choice(TIMES)}"
+    return {"text": sentence(text), "name": name, "label": label}

@@ -44,6 +44,16 @@ def kind(rng: Random) -> dict:
     return {"things": f"{a(first)} and {a(second)}", **choices, "label": label}
 
 
+def same_kind(rng: Random) -> dict:
+    """{text, thing1, thing2, label} (0 the things are of one kind, 1 of two)."""
+    label, kinds = rng.randrange(2), rng.sample(KIND_NAMES, 2)
+    first, second = rng.sample(KINDS[kinds[0]], 2)
+    if label:
+        second = rng.choice(KINDS[kinds[1]])
+    text = sentence(f"{rng.choice(PEOPLE)} drew {a(first)} and {a(second)} {rng.choice(TIMES)}")
+    return {"text": text, "thing1": a(first), "thing2": a(second), "label": label}
+
+
 def odd_one_out(rng: Random) -> dict:
     """{choice1..choice4, label}: three words of one kind and one of another."""
     many, one = rng.sample(KIND_NAMES, 2)
