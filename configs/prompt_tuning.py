@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from peft_jax.configs import tfew
-
 from peft_jax.config import Experiment, PromptTuningConfig
+from peft_jax.configs import tfew
 
 
 def config() -> Experiment:

@@ -5,9 +5,8 @@ The code has 1e-2 inside the logarithm and sums over masked cells too; see ``los
 
 import dataclasses
 
-from peft_jax.configs import tfew
-
 from peft_jax.config import Experiment
+from peft_jax.configs import tfew
 
 
 def config() -> Experiment:

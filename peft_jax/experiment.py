@@ -304,6 +304,7 @@ class _Run:
         self.seconds = 0.0
         self.zero_shot: dict[str, Any] | None = None
         self._stop: int | None = None
+        self._compiled: tuple[int, float] | None = None  # first step made here, seconds by then
         self._eval_mesh = evaluation_mesh(self.config)
         self._score = open_scorer(self.config, training.backbone, training.method, self._eval_mesh)
         self._score_frozen = open_scorer(self.config, training.backbone, None, self._eval_mesh)
@@ -371,6 +372,9 @@ class _Run:
             shown.start_at(int(self.training.state.step))
             for made, metrics in train_steps(self.training, config.steps):
                 pending.append(metrics)
+                if self._compiled is None:
+                    jax.block_until_ready(metrics)
+                    self._compiled = made, time.perf_counter() - started
                 at_end = made == config.steps
                 save = made % config.checkpoint_every == 0 or at_end or self._stop is not None
                 if made % config.log_every == 0 or save:
@@ -392,7 +396,10 @@ class _Run:
                     started += time.perf_counter() - before
 
     def _speed(self, made: int) -> float:
-        return made * self.config.training.batch_size / max(self.seconds, 1e-9)
+        """Examples per second since this process's first step, which is mostly compilation."""
+        first, seconds = self._compiled or (0, 0.0)
+        steps = made - first
+        return steps * self.config.training.batch_size / max(self.seconds - seconds, 1e-9)
 
     def _evaluate(self, what: str, frozen: bool = False, quiet: bool = False) -> Evaluation:
         adapter = (

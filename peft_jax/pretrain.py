@@ -190,7 +190,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     seed: int,
     state: TrainState,
-    batch: Batch,
+    batch: dict[str, jax.Array],
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step on ``encoder_input_tokens`` [B, S] and ``decoder_target_tokens`` [B, T]."""
     key = jax.random.fold_in(jax.random.key(seed), state.step) if model.dropout else None
@@ -419,7 +419,9 @@ def _fixed(config: PretrainConfig) -> str:
 
 def _save(file: Path, config: PretrainConfig, state: TrainState, position) -> None:
     """Writes the state whole or not at all."""
-    leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    leaves: dict[str, Any] = {
+        str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))
+    }
     partial = file.with_suffix(".partial")
     with partial.open("wb") as opened:
         np.savez(opened, position=np.array(position), config=np.array(_fixed(config)), **leaves)

@@ -262,7 +262,7 @@ def test_a_head_that_the_config_promises_is_named(tmp_path):
     config, tensors = golden("v1_1")
     del tensors["lm_head.weight"]
     folder = write(tmp_path / "broken", version_4(config, False), tensors)
-    with pytest.raises(InputError, match="broken: tensor lm_head.weight is missing"):
+    with pytest.raises(InputError, match=r"broken: tensor lm_head.weight is missing"):
         pj.load_backbone(folder)
 
 
@@ -299,7 +299,7 @@ def test_a_truncated_file_is_named(tmp_path):
     folder = write(tmp_path / "broken", *golden("v1_1"))
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(InputError, match="model.safetensors is not a readable"):
+    with pytest.raises(InputError, match=r"model.safetensors is not a readable"):
         pj.load_backbone(folder)
 
 

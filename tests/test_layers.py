@@ -182,7 +182,7 @@ def test_lora_dropout_acts_on_the_low_rank_branch_alone():
     np.testing.assert_array_equal(layers.linear(p, x, key), layers.linear(p, x))
 
 
-# ------------------------------------------------------------------------------ norm, MLP, attention
+# ---------------------------------------------------------------------------- norm, MLP, attention
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -15,6 +15,7 @@ import types
 from pathlib import Path
 
 import yaml
+
 from peft_jax.tasks.datasets import DATASETS
 from peft_jax.tasks.sources import find_source, read_rows
 
