@@ -48,28 +48,14 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     the kernel, and inside a scan keep that second copy of the whole model.
     """
     if x.dtype == kernel.dtype:
-        return x @ _unconverted(kernel)
+        return x @ kernel
     return _mixed_matmul(x, kernel)
-
-
-def _unconverted(kernel: jax.Array) -> jax.Array:
-    """``kernel``, as itself up to the product that reads it.
-
-    XLA's CPU compiler turns a bfloat16 product into a float32 one, moves the kernel's conversion in
-    front of the slice that takes a layer out of the stack, and from there out of the loop: a
-    float32 copy of the whole model. A barrier between slice and product keeps it to one layer.
-    """
-    if kernel.dtype == jnp.float32:
-        return kernel
-    return jax.lax.platform_dependent(
-        kernel, cpu=jax.lax.optimization_barrier, default=lambda kernel: kernel
-    )
 
 
 def _contract(x, kernel, axis):
     dims = (((x.ndim - 1,), (axis,)), ((), ()))
     return jax.lax.dot_general(
-        x.astype(kernel.dtype), _unconverted(kernel), dims, preferred_element_type=jnp.float32
+        x.astype(kernel.dtype), kernel, dims, preferred_element_type=jnp.float32
     ).astype(x.dtype)
 
 
