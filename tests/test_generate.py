@@ -58,8 +58,13 @@ def test_agrees_with_transformers(variant):
     wanted = arrays["generated"]
     tokens = np.asarray(pj.greedy(backbone, backbone.params, batch, wanted.shape[1]))
     np.testing.assert_array_equal(tokens, wanted)
-    ended = (wanted == config.eos_id).any(axis=1)
-    assert ended.any(), "no row ends, so nothing is learnt about the end"
+    assert (wanted == config.eos_id).any(), "no row ends, so nothing is learnt about the end"
+
+
+def test_the_golden_rows_end_and_do_not_end():
+    rows = [oracle.t5(variant)[1] for variant in oracle.T5]
+    ended = np.concatenate([(r["generated"] == r["eos_id"]).any(axis=1) for r in rows])
+    assert ended.any()
     assert not ended.all()
 
 

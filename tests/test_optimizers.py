@@ -171,7 +171,9 @@ def test_t5x_conventions_equal_t5x(run, options, monkeypatch):
 )
 def test_which_leaves_are_factored(name, path, shape, factored):
     params = tree.unflatten({path: jnp.zeros(shape)})
-    state = jax.eval_shape(make_optimizer(OptimizerConfig(name=name, clip_norm=None)).init, params)
+    state = jax.eval_shape(
+        make_optimizer(OptimizerConfig(name=name, total_steps=9, clip_norm=None)).init, params
+    )
     shapes = [tree.flatten(t)[path].shape for t in (state[0].rows, state[0].columns)]
     assert shapes == ([shape[:-1], shape[:-2] + shape[-1:]] if factored else [(1,), (1,)])
     assert tree.flatten(state[0].elements)[path].shape == ((1,) if factored else shape)
@@ -243,7 +245,7 @@ def test_multipliers_scale_single_leaves():
 
 
 def test_a_multiplier_that_matches_nothing():
-    optimizer = make_optimizer(OptimizerConfig(multipliers=(("lora_c", 2.0),)))
+    optimizer = make_optimizer(OptimizerConfig(total_steps=9, multipliers=(("lora_c", 2.0),)))
     params = tree.unflatten({"encoder/layers/query/lora_a": jnp.ones(2)})
     with pytest.raises(InputError, match=r"'lora_c' matches nothing.*lora_a"):
         optimizer.init(params)
@@ -256,7 +258,9 @@ def test_a_multiplier_that_matches_nothing():
 def test_every_leaf_of_the_state_that_belongs_to_a_parameter_is_found(name):
     """optax.tree_utils.tree_map_params, by which a state is sharded like its parameters."""
     params = tree.unflatten(golden("params"))
-    optimizer = make_optimizer(OptimizerConfig(name=name, multipliers=(("ia3", 2.0),)))
+    optimizer = make_optimizer(
+        OptimizerConfig(name=name, total_steps=9, multipliers=(("ia3", 2.0),))
+    )
     state = optimizer.init(params)
     marked = optax.tree_utils.tree_map_params(
         optimizer, lambda _: "param", state, transform_non_params=lambda _: "other"
@@ -284,7 +288,7 @@ def test_the_state_survives_orbax(tmp_path):
 
 
 def test_tfew_schedule():
-    config, k = OptimizerConfig(warmup_ratio=0.06), np.arange(1001)
+    config, k = OptimizerConfig(total_steps=1000, warmup_ratio=0.06), np.arange(1001)
     expected = 3e-3 * np.where(k < 60, k / 60, (1000 - k) / 940)
     rates = learning_rate_at(config, k)
     assert rates[0] == rates[1000] == 0
@@ -292,7 +296,7 @@ def test_tfew_schedule():
 
 
 def test_the_first_update_of_tfew_is_none_and_the_second_is_not():
-    optimizer = make_optimizer(OptimizerConfig(warmup_ratio=0.06))
+    optimizer = make_optimizer(OptimizerConfig(total_steps=1000, warmup_ratio=0.06))
     params = tree.unflatten({"encoder/layers/ia3": jnp.ones((2, 4))})
     state = optimizer.init(params)
     for rate in (0.0, 3e-3 / 60, 6e-3 / 60):

@@ -120,8 +120,8 @@ def test_the_input_is_encoded_once():
     backbone = pj.init_backbone(config, jax.random.key(0))
     flops = []
     for count in (1, 10):
-        batch = choice_batch(examples=2, count=count, length=2, source=64, config=config)
-        batch["choice_mask"] = np.ones((2, count), bool)
+        batch = choice_batch(examples=3, count=count, length=2, source=64, config=config)
+        batch["choice_mask"] = np.ones((3, count), bool)
         score = jax.jit(lambda p, b: pj.score_choices(backbone, p, b))
         compiled = score.lower(backbone.params, batch).compile()
         flops.append(compiled.cost_analysis()["flops"])
