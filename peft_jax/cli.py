@@ -291,6 +291,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stopped:
         Console(stderr=True).print(f"{stopped}; --resume goes on from there", markup=False)
         return stopped.exit_code
+    except BrokenPipeError:  # `peft-jax train --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

@@ -151,7 +151,7 @@ class EvaluationConfig:
 class Experiment:
     """One run: a method trained on one task, and its evaluation."""
 
-    task: str = "embedded_entailment"
+    task: str = "embedded_complaint"
     """Name of the task: embedded_*, a dataset (rte, cb, copa, wic, wsc, boolq, sst2), or a folder
     of your own inside data.directory."""
     backbone: str = "tiny"
