@@ -556,7 +556,8 @@ EVERY_KIND = (
 STEP = 2e-3
 
 
-@over_configs
+# v1.0's gradients are held against peft's above; its program takes as long to compile again.
+@pytest.mark.parametrize("version", [pytest.param("v1_0", marks=pytest.mark.slow), "v1_1"])
 def test_gradients_of_logits_equal_finite_differences(version):
     backbone, batch = backbone_of(version), random_batch()
     method, stored = adapted(backbone, *EVERY_KIND)
@@ -686,9 +687,6 @@ def test_chosen_layers_are_stored_in_the_order_they_are_named_in(name):
         spread[path] = spread[path].at[jnp.array([2, 0])].set(leaf)
     merged = pj.merge(backbone.params, method.bind(stored))
     wanted = pj.merge(backbone.params, every.bind(tree.unflatten(spread)))
-    if name == "lora":  # where B is zero, A does not matter
-        for path in [p for p in spread if p.endswith("lora_a")]:
-            assert (tree.get(merged, path)[1] == 0).all()
     assert_same_trees(pj.fold(merged), pj.fold(wanted))
 
 
