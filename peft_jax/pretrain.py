@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ import numpy as np
 import optax
 
 from peft_jax import losses, transformer, tree
-from peft_jax.backbones import save_backbone
+from peft_jax.backbones import save_backbone, vocabulary_path
 from peft_jax.backbones.base import Backbone
 from peft_jax.backbones.hugging_face import VOCABULARY
 from peft_jax.errors import InputError
@@ -49,6 +50,9 @@ class PretrainConfig:
     """Share of the examples that stand behind solved examples of their task and template."""
     max_shots: int = 8
     """The most solved examples in front of one (the least is 2)."""
+    vocabulary: str | None = None
+    """Backbone whose vocabulary is taken: "tiny", or a checkpoint folder. By default one is trained
+    on the texts of all embedded tasks."""
     pieces: int = 1_800
     """The most pieces of the vocabulary: bytes, whole words, pieces of words."""
     d_model: int = 128
@@ -129,15 +133,12 @@ def run(config: PretrainConfig) -> Path:
     """
     from peft_jax.tasks.embedded import TASKS
     from peft_jax.tasks.embedded.mixture import Mixture
-    from peft_jax.tasks.embedded.vocabulary import train_vocabulary
 
     output = _prepare_output(config)
     if not config.tasks:
         names = tuple(name for name, task in TASKS.items() if not task.held_out)
         config = dataclasses.replace(config, tasks=names)
-    vocabulary = output / VOCABULARY
-    if not vocabulary.exists():
-        train_vocabulary(vocabulary, config.pieces)
+    vocabulary = _make_vocabulary(config, output / VOCABULARY)
     mixture = Mixture(
         vocabulary,
         config.tasks,
@@ -155,6 +156,27 @@ def run(config: PretrainConfig) -> Path:
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.params)
     fine_tuned = dataclasses.replace(model, dropout=0.1)
     return save_backbone(output, Backbone(params, fine_tuned, "tiny", vocabulary))
+
+
+def _make_vocabulary(config: PretrainConfig, file: Path) -> Path:
+    """Trains or copies the vocabulary, unless an earlier part of the run did."""
+    import sentencepiece
+
+    from peft_jax.tasks.embedded.vocabulary import train_vocabulary
+
+    if file.exists():
+        return file
+    if config.vocabulary is None:
+        return train_vocabulary(file, config.pieces)
+    source = vocabulary_path(config.vocabulary)
+    found = sentencepiece.SentencePieceProcessor(model_file=str(source)).get_piece_size()
+    if found > config.pieces:
+        raise InputError(
+            f"the vocabulary of {config.vocabulary!r} has {found} pieces; "
+            f"pieces is {config.pieces}, give at least {found}"
+        )
+    shutil.copyfile(source, file)
+    return file
 
 
 def make_optimizer(config: PretrainConfig) -> optax.GradientTransformation:

@@ -142,6 +142,7 @@ def input_errors(task: str) -> Iterator[None]:
         if refusal is None:
             raise
         problem = re.sub(r"\\(['\"\\])", r"\1", refusal[1])  # TensorFlow escapes what it quotes
+        problem = re.sub(r"(?s)'(.{60}).{20,}'", r"'\1...'", problem)
         raise InputError(
             f"task {task}: {problem}; choices are never cut: raise the limit or shorten the "
             "template's choices"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from peft_jax import pretrain
-from peft_jax.backbones import load_backbone
+from peft_jax.backbones import load_backbone, vocabulary_path
 from peft_jax.errors import InputError
 from peft_jax.pretrain import PretrainConfig, run
 from peft_jax.tasks.embedded import vocabulary
@@ -73,6 +73,14 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(finished, tmp_path, monk
     resumed = load_backbone(run(dataclasses.replace(config, resume=True)))
     whole = load_backbone(finished)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+
+
+def test_a_given_vocabulary_is_taken_over(tmp_path):
+    config = dataclasses.replace(SMALL, output=tmp_path / "run", vocabulary="tiny", steps=0)
+    with pytest.raises(InputError, match="has 1442 pieces; pieces is 1400"):
+        run(config)
+    folder = run(dataclasses.replace(config, output=tmp_path / "other", pieces=1_800))
+    assert (folder / "spiece.model").read_bytes() == vocabulary_path("tiny").read_bytes()
 
 
 def test_what_would_lose_or_mix_runs_is_refused(finished):
