@@ -94,10 +94,13 @@ def match(patterns: str | Iterable[str], paths: Iterable[str], what: str = "targ
       what: the word that an error uses for a pattern.
 
     Raises:
-      InputError: a pattern matches nothing (a target that trains nothing is the classic silent
-        bug of this field) or is no regular expression. The message names the nearest paths.
+      InputError: there is no pattern, or one that matches nothing (a target that trains nothing is
+        the classic silent bug of this field) or that is no regular expression. The message names
+        the nearest paths.
     """
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    if not patterns:
+        raise InputError(f"no {what} is given: nothing would be matched")
     paths = list(paths)
     found: set[str] = set()
     for pattern in patterns:

@@ -839,6 +839,12 @@ def test_a_mistyped_target_is_refused_with_the_nearest_names(method, version, ne
         method.init(jax.random.key(0), backbone_of(version))
 
 
+@pytest.mark.parametrize("make", [pj.ia3, pj.lora], ids=["ia3", "lora"])
+def test_no_target_at_all_is_refused(make):
+    with pytest.raises(InputError, match="no target is given"):
+        make(targets=()).init(jax.random.key(0), backbone_of())
+
+
 def test_a_target_that_is_no_regular_expression_is_named():
     with pytest.raises(InputError, match=r"'attention/\(key' is not a regular expression"):
         pj.ia3("attention/(key").init(jax.random.key(0), backbone_of())
@@ -847,8 +853,13 @@ def test_a_target_that_is_no_regular_expression_is_named():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: pj.lora(0), "rank 0 must be at least 1"),
-        (lambda: pj.lora(-2), "rank -2 must be at least 1"),
+        (lambda: pj.lora(0), "rank 0 must be a whole number of at least 1"),
+        (lambda: pj.lora(-2), "rank -2 must be"),
+        (lambda: pj.lora(2.5), "rank 2.5 must be"),
+        (lambda: pj.lora(2, alpha=0.0), "alpha 0.0 must be above 0"),
+        (lambda: pj.lora(2, layers=1), "layers 1 must be a list of layer numbers"),
+        (lambda: pj.ia3(layers="01"), "layers '01' must be a list"),
+        (lambda: pj.prompt_tuning(1, "labels", labels=("a", "b")), "2 labels do not fit .* 1"),
         (lambda: pj.lora(2, dropout=1.0), "dropout 1.0 must be at least 0 and below 1"),
         (lambda: pj.lora(2, dropout=-0.1), "dropout -0.1"),
         (lambda: pj.prompt_tuning(0), "length 0 must be at least 1"),
@@ -934,6 +945,11 @@ def test_merging_into_another_backbone_is_refused():
     gated, stored = adapted(backbone_of("v1_1"), pj.lora(2, targets="mlp/wi_0"))
     with pytest.raises(InputError, match="no module 'wi_0' to merge into; nearest: wi"):
         pj.merge(frozen, gated.bind(stored))
+    deeper = {
+        "encoder": {"layers": {"mlp": {"wi": {"ia3": AtLayers(jnp.zeros((1, 40)), (3,), 1.0)}}}}
+    }
+    with pytest.raises(InputError, match=r"layers \[3\] do not fit a stack of 3 layers"):
+        pj.merge(frozen, deeper)
     scale = {"encoder": {"final_norm": {"scale": jnp.ones(25)}}}
     with pytest.raises(InputError, match=r"'scale' of shape \(25,\) does not fit"):
         pj.merge(frozen, scale)

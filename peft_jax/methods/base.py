@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from peft_jax import layers, tree
 from peft_jax.backbones.base import Backbone, Slot, check_slots
@@ -60,6 +61,8 @@ class AtLayers:
     fill: float = dataclasses.field(metadata={"static": True})
 
     def expand(self, depth: int) -> jax.Array:
+        if max(self.layers) >= depth:  # indexing would drop it without a word
+            raise InputError(f"layers {list(self.layers)} do not fit a stack of {depth} layers")
         full = jnp.full((depth, *self.values.shape[1:]), self.fill, self.values.dtype)
         return full.at[jnp.asarray(self.layers)].set(self.values)
 
@@ -72,6 +75,15 @@ def at_layers(values: jax.Array, chosen: Sequence[int] | None, fill: float) -> A
 def sizes(slot: Slot) -> list[int]:
     """The sizes that a slot fixes, without those that a method chooses, such as a rank."""
     return [size for size in slot.shape if isinstance(size, int)]
+
+
+def chosen_layers(given: Sequence[int] | None) -> tuple[int, ...] | None:
+    """The argument ``layers`` of a factory; InputError unless it is None or whole numbers."""
+    if given is None:
+        return None
+    if isinstance(given, int | str) or not all(isinstance(i, int | np.integer) for i in given):
+        raise InputError(f"layers {given!r} must be a list of layer numbers, such as [0, 1]")
+    return tuple(int(i) for i in given)
 
 
 def check_depth(chosen: Sequence[int] | None, depth: Sequence[int], path: str) -> list[int]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from peft_jax import tree
 from peft_jax.backbones.base import Backbone, find_modules
-from peft_jax.methods.base import Method, at_layers, check_depth, make_method, sizes
+from peft_jax.methods.base import Method, at_layers, check_depth, chosen_layers, make_method, sizes
 from peft_jax.tree import Params
 
 TARGETS = ("attention/(key|value)", "mlp")
@@ -32,7 +32,7 @@ def ia3(targets: str | Sequence[str] = TARGETS, layers: Sequence[int] | None = N
       layers: indices of the layers to train; None means all. The others are left as they are.
     """
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
-    chosen = None if layers is None else tuple(layers)
+    chosen = chosen_layers(layers)
 
     def init(key: jax.Array, backbone: Backbone) -> Params:
         del key  # ones

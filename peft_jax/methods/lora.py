@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from peft_jax import tree
 from peft_jax.backbones.base import Backbone, find_modules
 from peft_jax.errors import InputError
-from peft_jax.methods.base import Method, at_layers, check_depth, make_method, sizes
+from peft_jax.methods.base import Method, at_layers, check_depth, chosen_layers, make_method, sizes
 from peft_jax.tree import Params
 
 
@@ -35,12 +35,14 @@ def lora(
       dropout: rate on the input of the low-rank branch alone, while training.
       rslora: scale by alpha / sqrt(rank) instead (Kalajdzievski 2023).
     """
-    if rank < 1:
-        raise InputError(f"rank {rank} must be at least 1")
+    if not isinstance(rank, int) or rank < 1:
+        raise InputError(f"rank {rank!r} must be a whole number of at least 1")
+    if alpha is not None and not alpha > 0:
+        raise InputError(f"alpha {alpha!r} must be above 0: at 0 nothing is trained")
     if not 0 <= dropout < 1:
         raise InputError(f"dropout {dropout} must be at least 0 and below 1")
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
-    chosen = None if layers is None else tuple(layers)
+    chosen = chosen_layers(layers)
     alpha = float(rank if alpha is None else alpha)
     scale = alpha / (rank**0.5 if rslora else rank)
 

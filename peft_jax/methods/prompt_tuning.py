@@ -55,6 +55,8 @@ def prompt_tuning(
     given = {"labels": tuple(labels), "text": text, "file": file}
     if init in given and not given[init]:
         raise InputError(f"init {init!r} needs the argument {init}=...")
+    if init == "labels" and len(labels) > length:
+        raise InputError(f"{len(labels)} labels do not fit a prompt of length {length}")
 
     def rows(key: jax.Array, backbone: Backbone) -> jax.Array:
         width = backbone.config.d_model
@@ -69,7 +71,7 @@ def prompt_tuning(
         if init == "labels":
             encoded = _encode(labels, backbone)
             means = [embedding[ids].astype(jnp.float32).mean(0) for ids in encoded]
-            return jnp.concatenate([jnp.stack(means)[:length], drawn[len(means) :]])
+            return jnp.concatenate([jnp.stack(means), drawn[len(means) :]])
         (ids,) = _encode([text], backbone)
         return embedding[np.resize(ids, length)].astype(jnp.float32)
 
