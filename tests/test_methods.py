@@ -945,9 +945,9 @@ def test_merging_into_another_backbone_is_refused():
     gated, stored = adapted(backbone_of("v1_1"), pj.lora(2, targets="mlp/wi_0"))
     with pytest.raises(InputError, match="no module 'wi_0' to merge into; nearest: wi"):
         pj.merge(frozen, gated.bind(stored))
-    deeper = {
-        "encoder": {"layers": {"mlp": {"wi": {"ia3": AtLayers(jnp.zeros((1, 40)), (3,), 1.0)}}}}
-    }
+    deeper = tree.unflatten(
+        {"encoder/layers/mlp/wi/ia3": methods.AtLayers(jnp.zeros((1, 40)), (3,), 1.0)}
+    )
     with pytest.raises(InputError, match=r"layers \[3\] do not fit a stack of 3 layers"):
         pj.merge(frozen, deeper)
     scale = {"encoder": {"final_norm": {"scale": jnp.ones(25)}}}
