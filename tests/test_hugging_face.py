@@ -160,6 +160,8 @@ def test_what_is_written_is_read_back(tmp_path, config, dtype, shards):
     folder = hugging_face.write_backbone(tmp_path / "out", backbone, limit)
     assert (len(list(folder.glob("*.safetensors"))) > 1) == (shards > 1)
     assert not list(folder.glob("*.partial"))
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert len(modes) == 1  # who may read config.json may read the weights
     again = pj.load_backbone(folder, dtype=dtype, dropout=0.0)
     assert again.config == backbone.config
     assert tree.flatten(again.params).keys() == tree.flatten(backbone.params).keys()

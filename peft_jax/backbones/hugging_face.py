@@ -307,5 +307,8 @@ def _write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
     temporary = path.with_suffix(".partial")
+    temporary.touch()
+    mode = temporary.stat().st_mode  # safetensors' own files are closed to the group and to others
     save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.chmod(mode)
     os.replace(temporary, path)
