@@ -41,6 +41,9 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 # Pause before a worker's turn: the other library's threads spin for a while after their last task.
 SETTLE_SECONDS = 0.2
 
+# How long matrix products alone are timed in every round: the limit that the CPU sets to each side.
+PRODUCT_SECONDS = 0.1
+
 
 class Worker:
     """A library in its own process."""
@@ -147,6 +150,7 @@ def measure(case: jobs.Case, folder: Path, options: argparse.Namespace) -> dict[
         difference = check_parity(case, *(started[side]["results"] for side in workers))
         memory = {side: worker.ask(do="memory") for side, worker in workers.items()}
         times: dict[str, list[float]] = {side: [] for side in workers}
+        products: dict[str, list[float]] = {side: [] for side in workers}
         others = []
         while len(times["ours"]) < options.rounds:
             late = time.monotonic() - began > options.budget
@@ -158,6 +162,7 @@ def measure(case: jobs.Case, folder: Path, options: argparse.Namespace) -> dict[
                 answer = worker.ask(do="time", seconds=options.seconds)
                 times[side].append(statistics.median(answer["seconds"]))
                 others.append(busy.others(answer["cpu"]))
+                products[side].append(worker.ask(do="product", seconds=PRODUCT_SECONDS))
     ratios = [p / o for p, o in zip(times["peer"], times["ours"], strict=True)]
     return {
         "case": dataclasses.asdict(case),
@@ -168,6 +173,7 @@ def measure(case: jobs.Case, folder: Path, options: argparse.Namespace) -> dict[
         "ratio_range": [min(ratios), max(ratios)],
         "first_step_seconds": {side: s["first_s"] for side, s in started.items()},
         "memory": memory,
+        "product_flops": {side: statistics.median(f) for side, f in products.items()},
         "others": statistics.median(others),
         "versions": started["peer"]["versions"] | started["ours"]["versions"],
     }
@@ -220,11 +226,13 @@ def show(result: dict[str, Any]) -> str:
     """One line of the running report."""
     case, seconds, memory = jobs.Case(**result["case"]), result["seconds"], result["memory"]
     low, high = result["ratio_range"]
+    product = result["product_flops"]
     return (
         f"{case.name:40s} {1e3 * seconds['peer']:8.0f} {1e3 * seconds['ours']:8.0f} ms "
         f"{result['ratio']:6.2f}x [{low:.2f}-{high:.2f}] "
         f"{memory['peer']['extra'] / 2**20:6.0f} {memory['ours']['extra'] / 2**20:6.0f} MiB "
-        f"{result['difference']:.1e} {result['others']:4.0%}"
+        f"{result['difference']:.1e} {result['others']:4.0%} "
+        f"products {product['ours'] / product['peer']:.2f}x"
     )
 
 
@@ -254,7 +262,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = arguments(argv)
     results: dict[str, Any] = {"machine": machine(options.cores), "cases": [], "memory": []}
     print(json.dumps(results["machine"]))
-    print(f"{'':40s} {'peft':>8s} {'peft_jax':>8s}    ratio, extra memory, difference, other load")
+    print(
+        f"{'':40s} {'peft':>8s} {'peft_jax':>8s}    ratio, extra memory, difference, load, products"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         for size in options.sizes:
             folder = Path(temporary) / size

@@ -33,6 +33,17 @@ def prepare(settings: dict[str, Any]):
     return make(backbone, method, adapter, data), versions
 
 
+def matrix_product(rows: int, inner: int, columns: int, dtype: str):
+    """A function that multiplies [rows, inner] by [inner, columns] once, as a layer does."""
+    import jax
+    import jax.numpy as jnp
+
+    a, b = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    product(a, b).block_until_ready()
+    return lambda: product(a, b).block_until_ready()
+
+
 def _lora_factors(adapter, config, factors):
     import jax.numpy as jnp
 

@@ -35,6 +35,15 @@ def prepare(settings: dict[str, Any]):
     return make(model, data), versions
 
 
+def matrix_product(rows: int, inner: int, columns: int, dtype: str):
+    """A function that multiplies [rows, inner] by [inner, columns] once, as a layer does."""
+    import torch
+
+    a = torch.ones(rows, inner, dtype=getattr(torch, dtype))
+    b = torch.ones(columns, inner, dtype=a.dtype)
+    return lambda: torch.nn.functional.linear(a, b)
+
+
 def _model(folder: Path, settings: dict[str, Any]):
     import torch
     from peft import IA3Config, LoraConfig, TaskType, get_peft_model

@@ -42,6 +42,8 @@ timed, both compute the same losses from the same weights over three steps (colu
 relative, and for decoding the share of tokens that differ). The two libraries run in processes of
 their own, pinned to the same cores, one at a time in alternating rounds; a ratio is the median over
 rounds of PEFT's time divided by ours, above 1 where ours is faster, with its range over the rounds.
+*Products* is the same quotient for a matrix product alone, of the feed-forward's size, timed in the
+same rounds: what this CPU's kernels in XLA and torch differ by before any of our code runs.
 *Extra memory* is what a step adds at its peak to what was resident before it.
 
 In bf16, PEFT's side keeps everything in bfloat16; ours keeps the frozen weights in it, and
@@ -69,18 +71,29 @@ def times_table(cases: list[dict[str, Any]]) -> str:
         case, seconds, memory = result["case"], result["seconds"], result["memory"]
         low, high = result["ratio_range"]
         doubt = " *" if result["others"] > NOISY else ""
+        product = result["product_flops"]
         rows.append(
             [
                 f"{_size(case)} {DTYPE_NAMES[case['dtype']]}: {_label(case)}",
                 f"{1e3 * seconds['peer']:,.0f} ms",
                 f"{1e3 * seconds['ours']:,.0f} ms",
                 f"**{result['ratio']:.2f}** ({low:.2f}–{high:.2f}){doubt}",
+                f"{product['ours'] / product['peer']:.2f}",
                 f"{memory['peer']['extra'] / MIB:,.0f} MiB",
                 f"{memory['ours']['extra'] / MIB:,.0f} MiB",
                 f"{result['difference']:.0e}",
             ]
         )
-    header = ["job", "PEFT", "peft_jax", "ratio", "PEFT, extra", "peft_jax, extra", "difference"]
+    header = [
+        "job",
+        "PEFT",
+        "peft_jax",
+        "ratio",
+        "products",
+        "PEFT, extra",
+        "peft_jax, extra",
+        "difference",
+    ]
     return _table(header, rows)
 
 

@@ -10,9 +10,12 @@ import ctypes
 import gc
 import json
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
 
 
 def resident() -> int:
@@ -56,6 +59,14 @@ def timed(step, seconds: float) -> dict[str, object]:
     return {"seconds": durations, "cpu": time.process_time() - used}
 
 
+def product_sizes(settings: dict) -> tuple[int, int, int]:
+    """(rows, d_model, d_ff): the feed-forward's first product over a batch's inputs."""
+    folder = Path(settings["folder"])
+    config = json.loads((folder / "model/config.json").read_text())
+    inputs = np.load(folder / f"{settings['job']}.npz")["inputs"]
+    return inputs.size, config["d_model"], config["d_ff"]
+
+
 def main() -> None:
     settings = json.loads(sys.argv[1])
     os.sched_setaffinity(0, settings["cores"])
@@ -63,10 +74,12 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     if settings["library"] == "peft_jax":
-        from benchmarks.peft_jax_side import prepare
+        from benchmarks import peft_jax_side as side
     else:
-        from benchmarks.peft_side import prepare
-    step, versions = prepare(settings)
+        from benchmarks import peft_side as side
+    step, versions = side.prepare(settings)
+    rows, inner, columns = product_sizes(settings)
+    product = side.matrix_product(rows, inner, columns, settings["dtype"])
     start = time.perf_counter()
     results = [step()]
     first = time.perf_counter() - start
@@ -79,6 +92,9 @@ def main() -> None:
         command = json.loads(line)
         if command["do"] == "time":
             answer = timed(step, command["seconds"])
+        elif command["do"] == "product":
+            seconds = statistics.median(timed(product, command["seconds"])["seconds"])
+            answer = 2 * rows * inner * columns / seconds
         elif command["do"] == "memory":
             answer = extra_memory(step)
         else:
