@@ -214,6 +214,7 @@ COUNTS = [
     (pj.lora(), "t5_v1_1_small", 344_064),
     (pj.lora(8), "t5_v1_1_base", 884_736),
     (pj.lora(8), "t5_v1_1_large", 2_359_296),
+    (pj.full(), "t0_3b", 2_849_757_184),
     (pj.lora(8), "t0_3b", 4_718_592),
     (pj.lora(8, rslora=True, dropout=0.1), "t0_11b", 9_437_184),
     # T-Few's baseline without its layer norms.
@@ -223,6 +224,7 @@ COUNTS = [
     (pj.prompt_tuning(100), "t5_lm_base", 76_800),
     (pj.prompt_tuning(100, "random"), "t5_lm_large", 102_400),
     (pj.prompt_tuning(100), "t5_lm_xl", 204_800),
+    (pj.prompt_tuning(100), "t0_3b", 204_800),
     (pj.prompt_tuning(100), "t5_lm_xxl", 409_600),
     (pj.prompt_tuning(5), "t5_lm_xxl", 20_480),
     # T-Few's baseline: one prompt in each stack.
