@@ -20,7 +20,7 @@ from peft_jax import icl, report, sharding
 from peft_jax.backbones import Backbone
 from peft_jax.config import Experiment, check, to_json
 from peft_jax.errors import InputError
-from peft_jax.evaluation import Scorer, Spread, evaluate, spread
+from peft_jax.evaluation import Scorer, evaluate, spread
 from peft_jax.examples import ChoiceExamples
 from peft_jax.experiment import (
     Training,
@@ -228,22 +228,26 @@ def _same_shape(draws: Sequence[ChoiceExamples]) -> list[ChoiceExamples]:
 # The table and the picture
 # --------------------------------------------------------------------------------------------
 def _report(output, outcomes, tasks, seeds, demonstrations, console) -> None:
+    runs: dict[tuple[str, str], list[float]] = {
+        (task, system): [] for task in tasks for system in SYSTEMS
+    }
+    for outcome in outcomes:
+        runs[outcome.task, outcome.system].append(outcome.accuracy)
+    rows = [[t.removeprefix("embedded_"), *(_cell(runs[t, s]) for s in SYSTEMS)] for t in tasks]
+    means = (np.mean([np.median(runs[t, s]) for t in tasks]) for s in SYSTEMS)
+    rows.append(["mean", *(f"{100 * mean:.1f}" for mean in means)])
     names = {ICL: f"in-context, {demonstrations} examples"}
-    columns = ["median (IQR) over seeds", *(t.removeprefix("embedded_") for t in tasks), "mean"]
-    rows = []
-    for system in SYSTEMS:
-        spreads = [_spread(outcomes, task, system) for task in tasks]
-        mean = f"{100 * np.mean([s.median for s in spreads]):.1f}"
-        rows.append([names.get(system, system), *map(str, spreads), mean])
-    title = f"Accuracy, median over templates; {len(seeds)} seeds"
+    columns = ["task", *(names.get(system, system) for system in SYSTEMS)]
+    title = f"Accuracy, median over templates; median (IQR) over {len(seeds)} seeds"
     console.print(report.table(title, columns, rows))
     report.write_markdown(output / "table.md", title, columns, rows)
     draw_study(output / "study.png", outcomes, tasks, title)
     console.print(f"written to {output}: table.md, study.png, results.jsonl")
 
 
-def _spread(outcomes: Sequence[Outcome], task: str, system: str) -> Spread:
-    return spread([o.accuracy for o in outcomes if (o.task, o.system) == (task, system)])
+def _cell(accuracies: Sequence[float]) -> str:
+    """Median and range over seeds; of the frozen backbone, which no seed changes, its accuracy."""
+    return str(spread(accuracies)) if len(accuracies) > 1 else f"{100 * accuracies[0]:.1f}"
 
 
 def draw_study(path: Path, outcomes: Sequence[Outcome], tasks: Sequence[str], title: str) -> None:

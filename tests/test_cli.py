@@ -107,6 +107,11 @@ def test_study_runs_once_and_reports(place, capsys):
     assert cli.main(arguments) == 0
     table = (output / "table.md").read_text()
     assert all(name in table for name in ("zero-shot", "in-context, 2 examples", "T-Few"))
+    row = next(line for line in table.splitlines() if line.startswith("| mine"))
+    zero_shot, *others = row.strip("| ").split(" | ")[1:]
+    assert "(" not in zero_shot  # one run: no range
+    assert len(others) == 3
+    assert all("(" in cell for cell in others)
     assert (output / "study.png").stat().st_size > 5_000
     results = (output / "results.jsonl").read_text()
     assert len(results.splitlines()) == 1 + 3 * 2
