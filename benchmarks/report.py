@@ -47,7 +47,8 @@ same rounds: what this CPU's kernels in XLA and torch differ by before any of ou
 *Extra memory* is what a step adds at its peak to what was resident before it.
 
 In bf16, PEFT's side keeps everything in bfloat16; ours keeps the frozen weights in it, and
-activations, norms and logits in float32.
+activations, norms and logits in float32. On a CPU without bfloat16 products, XLA's compiler makes a
+float32 copy of the frozen weights on its own: our extra memory in bf16 holds it there.
 """
 
 
