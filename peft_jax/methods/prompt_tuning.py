@@ -39,7 +39,8 @@ def prompt_tuning(
       init: where the rows come from (Lester et al., section 3.2). "random": uniform in [-0.5, 0.5];
         "vocabulary": embeddings of tokens drawn without replacement from ``vocabulary_range``;
         "labels": the mean embedding of each class label's tokens (at most ``length`` labels), the
-        remaining rows drawn from the vocabulary; "text": the embeddings of a text's tokens, repeated or cut to the length;
+        remaining rows drawn from the vocabulary; "text": the embeddings of a text's tokens,
+        repeated or cut to the length;
         "file": a ``.npy`` array [length, d_model].
       where: "encoder", "decoder" or "both" (two independent prompts).
       labels, text, file: what the init of that name reads.
