@@ -15,8 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 
 def resident() -> int:
     """Bytes resident now."""
@@ -61,6 +59,8 @@ def timed(step, seconds: float) -> dict[str, object]:
 
 def product_sizes(settings: dict) -> tuple[int, int, int]:
     """(rows, d_model, d_ff): the feed-forward's first product over a batch's inputs."""
+    import numpy as np  # not before the threads are pinned
+
     folder = Path(settings["folder"])
     config = json.loads((folder / "model/config.json").read_text())
     inputs = np.load(folder / f"{settings['job']}.npz")["inputs"]

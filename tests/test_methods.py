@@ -1,7 +1,6 @@
-"""Methods: what peft computes, exact counts, and the laws of init, bind, merge, fold, compose."""
+"""Methods: exact counts, and the laws of init, bind, merge, fold and compose."""
 
 import dataclasses
-import functools
 import json
 import math
 
@@ -11,190 +10,24 @@ import numpy as np
 import pytest
 
 import peft_jax as pj
-from peft_jax import methods, transformer, tree
-from peft_jax.backbones import check_slots, hugging_face
+from peft_jax import methods, tree
+from peft_jax.backbones import check_slots
 from peft_jax.errors import InputError
 from tests import oracle
-from tests.small_task import write_vocabulary
-from tests.test_transformer import CONFIG, V1_0, random_batch
-
-CONFIGS = {"v1_0": V1_0, "v1_1": CONFIG}
-# Several of them have leaves of equal shapes, so that one compiled program runs them all.
-METHODS = {
-    "ia3": pj.ia3(),
-    "ia3, some layers": pj.ia3(layers=(1,)),
-    "lora": pj.lora(2, alpha=3.0),
-    "lora, some layers": pj.lora(2, alpha=5.0, layers=(1, 0)),
-    "two loras": pj.compose(pj.lora(1, alpha=0.5), pj.lora(1)),
-    "everywhere": pj.compose(
-        pj.lora(3, alpha=5.0, targets=("mlp/.*", "out"), rslora=True), pj.ia3(targets=".*")
-    ),
-    "prompt": pj.prompt_tuning(3, where="both"),
-    "full": pj.full(),
-    "composed": pj.compose(pj.ia3(), pj.lora(2), pj.prompt_tuning(3)),
-}
-PROMPTED = ("prompt", "composed")
-PROMPTLESS = [name for name in METHODS if name not in PROMPTED]
-
-over_methods = pytest.mark.parametrize("name", METHODS)
-over_promptless = pytest.mark.parametrize("name", PROMPTLESS)
-over_configs = pytest.mark.parametrize("version", CONFIGS)
-
-
-@functools.cache
-def backbone_of(version="v1_1", dtype=jnp.float32):
-    """Random weights, the norms' too. NumPy draws them: jax would compile a program per shape."""
-    rng = np.random.default_rng(0)
-    flat = tree.flatten(transformer.specification(CONFIGS[version]))
-    params = {
-        path: rng.uniform(0.5, 1.5, spec.shape)
-        if spec.std is None
-        else spec.std * rng.standard_normal(spec.shape)
-        for path, spec in flat.items()
-    }
-    params = {path: jnp.asarray(x, jnp.float32).astype(dtype) for path, x in params.items()}
-    return pj.Backbone(tree.unflatten(params), CONFIGS[version], "random")
-
-
-def adapted(backbone, *parts, noise=0.1, seed=0):
-    """A composed method and a random adapter of it: noise on what changes nothing."""
-    method = pj.compose(*parts)
-    rng = np.random.default_rng(seed)
-
-    def leaf(path, shape):
-        values = noise * rng.standard_normal(shape.shape)
-        if path.endswith("/ia3"):
-            values = 1 + values
-        elif path.startswith("full/") or method.spec["name"] == "full":
-            values = values + tree.get(backbone.params, path.removeprefix("full/"))
-        return jnp.asarray(values, jnp.float32)
-
-    return method, tree.map_with_path(leaf, abstract_init(method, backbone))
-
-
-@functools.cache
-def adapted_backbone(name, version):
-    """A backbone, a method and a random adapter of it."""
-    backbone = backbone_of(version)
-    return backbone, *adapted(backbone, METHODS[name])
-
-
-@functools.cache
-def compiled_logits(config):
-    return jax.jit(functools.partial(transformer.logits, config))
-
-
-def run(backbone, params, key=None):
-    return np.asarray(compiled_logits(backbone.config)(params, random_batch(), key))
-
-
-def assert_same_trees(one, other):
-    assert tree.flatten(one).keys() == tree.flatten(other).keys()
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def abstract_init(method, backbone):
-    return jax.eval_shape(method.init, jax.random.key(0), backbone)
-
-
-# ------------------------------------------------------------------------------ against peft
-
-PEFT_METHODS = {
-    "ia3": pj.ia3(),
-    "lora": pj.lora(3, alpha=7),
-    "rslora": pj.lora(3, alpha=7, rslora=True),
-    "prompt_tuning": pj.prompt_tuning(5),
-}
-PEFT_FILES = [
-    ("ia3", "v1_0"),
-    ("ia3", "v1_1"),
-    ("lora", "v1_1"),
-    ("rslora", "v1_0"),
-    ("prompt_tuning", "v1_0"),
-]
-PEFT_PROMPT = "prompt_encoder.default.embedding.weight"
-PEFT_LEAVES = {
-    "ia3_l.default": "ia3",
-    "lora_A.default.weight": "lora_a",
-    "lora_B.default.weight": "lora_b",
-}
-
-
-def peft_arrays(method, variant):
-    return dict(np.load(oracle.GOLDEN / f"peft_{method}_{variant}.npz"))
-
-
-def stored_from_peft(backbone, arrays, prefix):
-    """The stored tree that peft's tensors under a prefix are; every one of them has a place."""
-    given = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-    stored = {}
-    if PEFT_PROMPT in given:
-        stored["encoder/prompt"] = given.pop(PEFT_PROMPT)
-    config = backbone.config
-    for rule in hugging_face.FAMILIES[config.family].hugging_face_rules(config):
-        depth = config.encoder_layers if rule.ours.startswith("enc") else config.decoder_layers
-        module = rule.ours.removesuffix("/kernel")
-        for suffix, leaf in PEFT_LEAVES.items():
-            theirs = [name.removesuffix("weight") + suffix for _, name in rule.names(depth)]
-            theirs = [f"base_model.model.{name}" for name in theirs]
-            if theirs[0] not in given:
-                continue
-            tensors = np.stack([given.pop(name) for name in theirs])
-            if leaf == "ia3":
-                # peft scales what wo reads: our vector of the whole feed-forward.
-                stored[f"{module.removesuffix('/wo')}/ia3"] = tensors.reshape(depth, -1)
-            else:
-                stored[f"{module}/{leaf}"] = tensors.swapaxes(1, 2)
-    assert not given
-    return tree.unflatten(stored)
-
-
-@pytest.mark.parametrize(("name", "variant"), PEFT_FILES)
-def test_logits_and_gradients_equal_peft(name, variant):
-    arrays = peft_arrays(name, variant)
-    backbone, batch = oracle.t5(variant)
-    method = PEFT_METHODS[name]
-    stored = stored_from_peft(backbone, arrays, "adapter/")
-    assert jax.tree.map(np.shape, stored) == jax.tree.map(np.shape, abstract_init(method, backbone))
-
-    def loss(stored):
-        logits = backbone.logits(pj.merge(backbone.params, method.bind(stored)), batch)
-        return oracle.inner_product(logits, batch), logits
-
-    gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(stored)
-    oracle.assert_close(logits, arrays["logits"])
-    wanted = tree.flatten(stored_from_peft(backbone, arrays, "grad/"))
-    gradients = tree.flatten(gradients)
-    assert gradients.keys() == wanted.keys()
-    for path, gradient in gradients.items():
-        oracle.assert_close(gradient, wanted[path], what=path)
-
-
-@pytest.mark.parametrize(("name", "variant"), [c for c in PEFT_FILES if c[0] != "prompt_tuning"])
-def test_folded_kernels_equal_what_peft_merges(name, variant):
-    arrays = peft_arrays(name, variant)
-    backbone, _ = oracle.t5(variant)
-    folded = PEFT_METHODS[name].fold(
-        backbone.params, stored_from_peft(backbone, arrays, "adapter/")
-    )
-    folded = oracle.by_hugging_face_name(backbone, folded)
-    merged = {n.removeprefix("merged/"): a for n, a in arrays.items() if n.startswith("merged/")}
-    frozen = oracle.by_hugging_face_name(backbone, backbone.params)
-    assert merged
-    for tensor, array in folded.items():
-        oracle.assert_close(array, merged.get(tensor, frozen[tensor]), 1e-6, tensor)
-    assert all(np.abs(array - frozen[tensor]).max() > 0.1 for tensor, array in merged.items())
-
-
-@pytest.mark.oracle
-@pytest.mark.parametrize(("name", "variant"), PEFT_FILES)
-def test_golden_files_are_what_the_installed_peft_computes(name, variant):
-    fresh = oracle.live("make_peft").oracle(name, variant)
-    golden = peft_arrays(name, variant)
-    assert fresh.keys() == golden.keys()
-    for tensor, array in fresh.items():
-        oracle.assert_close(golden[tensor], array, 1e-6, tensor)
-
+from tests.random_adapters import (
+    METHODS,
+    PROMPTED,
+    abstract_init,
+    adapted,
+    adapted_backbone,
+    assert_same_trees,
+    backbone_of,
+    over_configs,
+    over_methods,
+    over_promptless,
+    run,
+)
+from tests.test_transformer import CONFIG, random_batch
 
 # ------------------------------------------------------------------------------ exact counts
 
@@ -364,140 +197,6 @@ def test_lora_draws_a_uniformly_within_the_inverse_root_of_the_inputs():
     same = [a.tobytes() for path, a in drawn.items() if "decoder" in path]
     assert len(set(same)) == len(same)
     assert all((x == 0).all() for path, x in stored.items() if path.endswith("/lora_b"))
-
-
-# ------------------------------------------------------------------------------ prompts
-
-
-@pytest.fixture(scope="module")
-def worded(tmp_path_factory):
-    """A backbone with a vocabulary, and that vocabulary."""
-    import sentencepiece
-
-    path = write_vocabulary(tmp_path_factory.mktemp("vocabulary"))
-    embedding = np.random.default_rng(0).standard_normal((97, 24)).astype(np.float32)
-    params = backbone_of().params | {"token_embedder": {"embedding": jnp.asarray(embedding)}}
-    backbone = pj.Backbone(params, dataclasses.replace(CONFIG, vocab_size=97), "worded", path)
-    vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    return backbone, vocabulary
-
-
-def prompt_rows(method, backbone, seed=0, stack="encoder"):
-    return np.asarray(method.init(jax.random.key(seed), backbone)[stack]["prompt"])
-
-
-def token_ids(rows, backbone):
-    """The token of each row; fails unless every row is an embedding."""
-    embedding = np.asarray(backbone.params["token_embedder"]["embedding"], np.float32)
-    equal = (rows[:, None] == embedding).all(-1)
-    assert (equal.sum(1) == 1).all()
-    return equal.argmax(1)
-
-
-@pytest.mark.parametrize(
-    ("where", "stacks"),
-    [("encoder", ["encoder"]), ("decoder", ["decoder"]), ("both", ["encoder", "decoder"])],
-)
-def test_where_a_prompt_stands(where, stacks):
-    method = pj.prompt_tuning(4, where=where)
-    stored = tree.flatten(method.init(jax.random.key(0), backbone_of()))
-    assert {path: x.shape for path, x in stored.items()} == {f"{s}/prompt": (4, 24) for s in stacks}
-    assert len({np.asarray(x).tobytes() for x in stored.values()}) == len(stacks)
-
-
-def test_random_prompts_are_uniform_within_a_half():
-    rows = prompt_rows(pj.prompt_tuning(400, "random"), backbone_of())
-    assert np.abs(rows).max() <= 0.5
-    assert np.abs(rows).max() > 0.499
-    assert abs(rows.mean()) < 5 / math.sqrt(12 * rows.size)
-    assert rows.var() == pytest.approx(1 / 12, rel=5 * math.sqrt(0.8 / rows.size))
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_vocabulary_prompts_are_embeddings_without_repetition(dtype):
-    backbone = backbone_of(dtype=dtype)
-    rows = prompt_rows(pj.prompt_tuning(20), backbone)
-    assert rows.dtype == np.float32
-    ids = token_ids(rows, backbone)
-    assert len(set(ids)) == 20
-    assert sorted(ids) != list(ids)
-    every = token_ids(prompt_rows(pj.prompt_tuning(57), backbone), backbone)
-    assert sorted(every) == list(range(57))
-
-
-def test_vocabulary_prompts_keep_to_their_range():
-    backbone = backbone_of()
-    rows = prompt_rows(pj.prompt_tuning(5, vocabulary_range=(3, 8)), backbone)
-    assert sorted(token_ids(rows, backbone)) == [3, 4, 5, 6, 7]
-    # More rows than tokens: some repeat.
-    rows = prompt_rows(pj.prompt_tuning(40, vocabulary_range=(3, 8)), backbone)
-    assert set(token_ids(rows, backbone)) == {3, 4, 5, 6, 7}
-    # The end of the range is cut to the vocabulary, its start is not.
-    rows = prompt_rows(pj.prompt_tuning(40, vocabulary_range=(55, 5000)), backbone)
-    assert set(token_ids(rows, backbone)) == {55, 56}
-
-
-def test_label_prompts_are_the_means_of_the_labels_tokens(worded):
-    backbone, vocabulary = worded
-    labels = ("cold weather", "warm")
-    embedding = np.asarray(backbone.params["token_embedder"]["embedding"], np.float64)
-    encoded = [vocabulary.encode(label) for label in labels]
-    assert len(encoded[0]) > 1
-    wanted = [embedding[ids].mean(0) for ids in encoded]
-    rows = prompt_rows(pj.prompt_tuning(6, "labels", labels=labels), backbone)
-    oracle.assert_close(rows[:2], wanted, 1e-6)
-    assert len(set(token_ids(rows[2:], backbone))) == 4
-    only = prompt_rows(pj.prompt_tuning(2, "labels", labels=labels), backbone)
-    oracle.assert_close(only, wanted, 1e-6)
-
-
-def test_text_prompts_repeat_or_cut_the_text(worded):
-    backbone, vocabulary = worded
-    text = "There is warm weather"
-    ids = vocabulary.encode(text)
-    assert len(ids) > 2
-    for length in (2, len(ids), 2 * len(ids) + 1):
-        rows = prompt_rows(pj.prompt_tuning(length, "text", text=text), backbone)
-        assert list(token_ids(rows, backbone)) == [ids[i % len(ids)] for i in range(length)]
-
-
-def test_file_prompts_are_the_files_rows(tmp_path):
-    array = np.random.default_rng(0).normal(size=(3, 24))
-    np.save(tmp_path / "prompt.npy", array)
-    rows = prompt_rows(pj.prompt_tuning(3, "file", file=tmp_path / "prompt.npy"), backbone_of())
-    np.testing.assert_array_equal(rows, array.astype(np.float32))
-
-
-def test_files_that_are_no_prompt_are_named(tmp_path):
-    def init(name, length=3):
-        method = pj.prompt_tuning(length, "file", file=tmp_path / name)
-        method.init(jax.random.key(0), backbone_of())
-
-    np.save(tmp_path / "wide.npy", np.zeros((3, 25)))
-    (tmp_path / "text.npy").write_text("three rows")
-    np.save(tmp_path / "objects.npy", np.array([{}], object))
-    with pytest.raises(InputError, match=r"wide\.npy has shape \(3, 25\); wanted \(3, 24\)"):
-        init("wide.npy")
-    for name in ("text.npy", "objects.npy", "absent.npy"):
-        with pytest.raises(InputError, match=rf"{name} cannot be read as \.npy"):
-            init(name)
-
-
-def test_prompts_of_words_need_a_vocabulary_and_words(worded):
-    for method in (
-        pj.prompt_tuning(2, "text", text="warm"),
-        pj.prompt_tuning(2, "labels", labels=["a"]),
-    ):
-        with pytest.raises(InputError, match="'random' has no vocabulary"):
-            method.init(jax.random.key(0), backbone_of())
-    with pytest.raises(InputError, match="text '  ' has no tokens"):
-        pj.prompt_tuning(2, "text", text="  ").init(jax.random.key(0), worded[0])
-
-
-@pytest.mark.parametrize("span", [(57, 60), (8, 8), (8, 3), (-1, 5)])
-def test_an_empty_vocabulary_range_is_refused(span):
-    with pytest.raises(InputError, match=r"vocabulary_range .* is empty in a vocabulary of 57"):
-        pj.prompt_tuning(2, vocabulary_range=span).init(jax.random.key(0), backbone_of())
 
 
 # ------------------------------------------------------------------------------ bind and merge

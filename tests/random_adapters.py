@@ -1,0 +1,90 @@
+"""Methods that the laws are tested over, and random backbones and adapters for them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import peft_jax as pj
+from peft_jax import transformer, tree
+from tests.test_transformer import CONFIG, V1_0, random_batch
+
+CONFIGS = {"v1_0": V1_0, "v1_1": CONFIG}
+# Several of them have leaves of equal shapes, so that one compiled program runs them all.
+METHODS = {
+    "ia3": pj.ia3(),
+    "ia3, some layers": pj.ia3(layers=(1,)),
+    "lora": pj.lora(2, alpha=3.0),
+    "lora, some layers": pj.lora(2, alpha=5.0, layers=(1, 0)),
+    "two loras": pj.compose(pj.lora(1, alpha=0.5), pj.lora(1)),
+    "everywhere": pj.compose(
+        pj.lora(3, alpha=5.0, targets=("mlp/.*", "out"), rslora=True), pj.ia3(targets=".*")
+    ),
+    "prompt": pj.prompt_tuning(3, where="both"),
+    "full": pj.full(),
+    "composed": pj.compose(pj.ia3(), pj.lora(2), pj.prompt_tuning(3)),
+}
+PROMPTED = ("prompt", "composed")
+PROMPTLESS = [name for name in METHODS if name not in PROMPTED]
+
+over_methods = pytest.mark.parametrize("name", METHODS)
+over_promptless = pytest.mark.parametrize("name", PROMPTLESS)
+over_configs = pytest.mark.parametrize("version", CONFIGS)
+
+
+@functools.cache
+def backbone_of(version="v1_1", dtype=jnp.float32):
+    """Random weights, the norms' too. NumPy draws them: jax would compile a program per shape."""
+    rng = np.random.default_rng(0)
+    flat = tree.flatten(transformer.specification(CONFIGS[version]))
+    params = {
+        path: rng.uniform(0.5, 1.5, spec.shape)
+        if spec.std is None
+        else spec.std * rng.standard_normal(spec.shape)
+        for path, spec in flat.items()
+    }
+    params = {path: jnp.asarray(x, jnp.float32).astype(dtype) for path, x in params.items()}
+    return pj.Backbone(tree.unflatten(params), CONFIGS[version], "random")
+
+
+def adapted(backbone, *parts, noise=0.1, seed=0):
+    """A composed method and a random adapter of it: noise on what changes nothing."""
+    method = pj.compose(*parts)
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        values = noise * rng.standard_normal(shape.shape)
+        if path.endswith("/ia3"):
+            values = 1 + values
+        elif path.startswith("full/") or method.spec["name"] == "full":
+            values = values + tree.get(backbone.params, path.removeprefix("full/"))
+        return jnp.asarray(values, jnp.float32)
+
+    return method, tree.map_with_path(leaf, abstract_init(method, backbone))
+
+
+@functools.cache
+def adapted_backbone(name, version):
+    """A backbone, a method and a random adapter of it."""
+    backbone = backbone_of(version)
+    return backbone, *adapted(backbone, METHODS[name])
+
+
+@functools.cache
+def compiled_logits(config):
+    return jax.jit(functools.partial(transformer.logits, config))
+
+
+def run(backbone, params, key=None):
+    return np.asarray(compiled_logits(backbone.config)(params, random_batch(), key))
+
+
+def assert_same_trees(one, other):
+    assert tree.flatten(one).keys() == tree.flatten(other).keys()
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def abstract_init(method, backbone):
+    return jax.eval_shape(method.init, jax.random.key(0), backbone)

@@ -1,0 +1,148 @@
+"""Where the rows of a soft prompt come from, and what no prompt can be made of."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import peft_jax as pj
+from peft_jax import tree
+from peft_jax.errors import InputError
+from tests import oracle
+from tests.random_adapters import backbone_of
+from tests.small_task import write_vocabulary
+from tests.test_transformer import CONFIG
+
+
+@pytest.fixture(scope="module")
+def worded(tmp_path_factory):
+    """A backbone with a vocabulary, and that vocabulary."""
+    import sentencepiece
+
+    path = write_vocabulary(tmp_path_factory.mktemp("vocabulary"))
+    embedding = np.random.default_rng(0).standard_normal((97, 24)).astype(np.float32)
+    params = backbone_of().params | {"token_embedder": {"embedding": jnp.asarray(embedding)}}
+    backbone = pj.Backbone(params, dataclasses.replace(CONFIG, vocab_size=97), "worded", path)
+    vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    return backbone, vocabulary
+
+
+def prompt_rows(method, backbone, seed=0, stack="encoder"):
+    return np.asarray(method.init(jax.random.key(seed), backbone)[stack]["prompt"])
+
+
+def token_ids(rows, backbone):
+    """The token of each row; fails unless every row is an embedding."""
+    embedding = np.asarray(backbone.params["token_embedder"]["embedding"], np.float32)
+    equal = (rows[:, None] == embedding).all(-1)
+    assert (equal.sum(1) == 1).all()
+    return equal.argmax(1)
+
+
+@pytest.mark.parametrize(
+    ("where", "stacks"),
+    [("encoder", ["encoder"]), ("decoder", ["decoder"]), ("both", ["encoder", "decoder"])],
+)
+def test_where_a_prompt_stands(where, stacks):
+    method = pj.prompt_tuning(4, where=where)
+    stored = tree.flatten(method.init(jax.random.key(0), backbone_of()))
+    assert {path: x.shape for path, x in stored.items()} == {f"{s}/prompt": (4, 24) for s in stacks}
+    assert len({np.asarray(x).tobytes() for x in stored.values()}) == len(stacks)
+
+
+def test_random_prompts_are_uniform_within_a_half():
+    rows = prompt_rows(pj.prompt_tuning(400, "random"), backbone_of())
+    assert np.abs(rows).max() <= 0.5
+    assert np.abs(rows).max() > 0.499
+    assert abs(rows.mean()) < 5 / math.sqrt(12 * rows.size)
+    assert rows.var() == pytest.approx(1 / 12, rel=5 * math.sqrt(0.8 / rows.size))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_vocabulary_prompts_are_embeddings_without_repetition(dtype):
+    backbone = backbone_of(dtype=dtype)
+    rows = prompt_rows(pj.prompt_tuning(20), backbone)
+    assert rows.dtype == np.float32
+    ids = token_ids(rows, backbone)
+    assert len(set(ids)) == 20
+    assert sorted(ids) != list(ids)
+    every = token_ids(prompt_rows(pj.prompt_tuning(57), backbone), backbone)
+    assert sorted(every) == list(range(57))
+
+
+def test_vocabulary_prompts_keep_to_their_range():
+    backbone = backbone_of()
+    rows = prompt_rows(pj.prompt_tuning(5, vocabulary_range=(3, 8)), backbone)
+    assert sorted(token_ids(rows, backbone)) == [3, 4, 5, 6, 7]
+    # More rows than tokens: some repeat.
+    rows = prompt_rows(pj.prompt_tuning(40, vocabulary_range=(3, 8)), backbone)
+    assert set(token_ids(rows, backbone)) == {3, 4, 5, 6, 7}
+    # The end of the range is cut to the vocabulary, its start is not.
+    rows = prompt_rows(pj.prompt_tuning(40, vocabulary_range=(55, 5000)), backbone)
+    assert set(token_ids(rows, backbone)) == {55, 56}
+
+
+def test_label_prompts_are_the_means_of_the_labels_tokens(worded):
+    backbone, vocabulary = worded
+    labels = ("cold weather", "warm")
+    embedding = np.asarray(backbone.params["token_embedder"]["embedding"], np.float64)
+    encoded = [vocabulary.encode(label) for label in labels]
+    assert len(encoded[0]) > 1
+    wanted = [embedding[ids].mean(0) for ids in encoded]
+    rows = prompt_rows(pj.prompt_tuning(6, "labels", labels=labels), backbone)
+    oracle.assert_close(rows[:2], wanted, 1e-6)
+    assert len(set(token_ids(rows[2:], backbone))) == 4
+    only = prompt_rows(pj.prompt_tuning(2, "labels", labels=labels), backbone)
+    oracle.assert_close(only, wanted, 1e-6)
+
+
+def test_text_prompts_repeat_or_cut_the_text(worded):
+    backbone, vocabulary = worded
+    text = "There is warm weather"
+    ids = vocabulary.encode(text)
+    assert len(ids) > 2
+    for length in (2, len(ids), 2 * len(ids) + 1):
+        rows = prompt_rows(pj.prompt_tuning(length, "text", text=text), backbone)
+        assert list(token_ids(rows, backbone)) == [ids[i % len(ids)] for i in range(length)]
+
+
+def test_file_prompts_are_the_files_rows(tmp_path):
+    array = np.random.default_rng(0).normal(size=(3, 24))
+    np.save(tmp_path / "prompt.npy", array)
+    rows = prompt_rows(pj.prompt_tuning(3, "file", file=tmp_path / "prompt.npy"), backbone_of())
+    np.testing.assert_array_equal(rows, array.astype(np.float32))
+
+
+def test_files_that_are_no_prompt_are_named(tmp_path):
+    def init(name, length=3):
+        method = pj.prompt_tuning(length, "file", file=tmp_path / name)
+        method.init(jax.random.key(0), backbone_of())
+
+    np.save(tmp_path / "wide.npy", np.zeros((3, 25)))
+    (tmp_path / "text.npy").write_text("three rows")
+    np.save(tmp_path / "objects.npy", np.array([{}], object))
+    with pytest.raises(InputError, match=r"wide\.npy has shape \(3, 25\); wanted \(3, 24\)"):
+        init("wide.npy")
+    for name in ("text.npy", "objects.npy", "absent.npy"):
+        with pytest.raises(InputError, match=rf"{name} cannot be read as \.npy"):
+            init(name)
+
+
+def test_prompts_of_words_need_a_vocabulary_and_words(worded):
+    for method in (
+        pj.prompt_tuning(2, "text", text="warm"),
+        pj.prompt_tuning(2, "labels", labels=["a"]),
+    ):
+        with pytest.raises(InputError, match="'random' has no vocabulary"):
+            method.init(jax.random.key(0), backbone_of())
+    with pytest.raises(InputError, match="text '  ' has no tokens"):
+        pj.prompt_tuning(2, "text", text="  ").init(jax.random.key(0), worded[0])
+
+
+@pytest.mark.parametrize("span", [(57, 60), (8, 8), (8, 3), (-1, 5)])
+def test_an_empty_vocabulary_range_is_refused(span):
+    with pytest.raises(InputError, match=r"vocabulary_range .* is empty in a vocabulary of 57"):
+        pj.prompt_tuning(2, vocabulary_range=span).init(jax.random.key(0), backbone_of())
