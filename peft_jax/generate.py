@@ -34,20 +34,19 @@ def greedy(backbone: Backbone, params: Params, batch: Batch, max_length: int = 6
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _greedy(config: Config, params: Params, batch: Batch, max_length: int) -> jax.Array:
-    encoded = transformer.encode(config, params, batch)
-    cross = transformer.cross_keys_values(config, params, encoded)
-    rows = encoded.hidden.shape[0]
-    prompt = params["decoder"].get("prompt")
-    offset = 0 if prompt is None else prompt.shape[0]
-    cache = transformer.init_cache(config, rows, offset + max_length)
+    context = transformer.context(config, params, batch)
+    rows = len(context.start)
+    length = transformer.cache_length(config, params, max_length)
+    offset = length - max_length
+    cache = transformer.init_cache(config, rows, length)
 
     def choose(hidden, done):
         token = jnp.argmax(transformer.head(config, params, hidden[:, -1]), axis=-1)
         token = jnp.where(done, config.pad_id, token.astype(jnp.int32))
         return token, done | (token == config.eos_id)
 
-    start = jnp.full((rows, 1), config.decoder_start_id, jnp.int32)
-    hidden, cache = transformer.decode_step(config, params, encoded, cross, start, 0, cache)
+    start = context.start[:, None]
+    hidden, cache = transformer.decode_step(config, params, context, start, 0, cache)
     token, done = choose(hidden, jnp.zeros(rows, bool))
     tokens = jnp.full((rows, max_length), config.pad_id, jnp.int32).at[:, 0].set(token)
 
@@ -58,9 +57,7 @@ def _greedy(config: Config, params: Params, batch: Batch, max_length: int) -> ja
     def advance(state):
         step, tokens, done, cache = state
         last = jax.lax.dynamic_slice_in_dim(tokens, step - 1, 1, axis=1)
-        hidden, cache = transformer.decode_step(
-            config, params, encoded, cross, last, offset + step, cache
-        )
+        hidden, cache = transformer.decode_step(config, params, context, last, offset + step, cache)
         token, done = choose(hidden, done)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
         return step + 1, tokens, done, cache

@@ -15,15 +15,16 @@ leaf                  beside                     effect
 ====================  =========================  ==============================================
 
 Shapes: B inputs, N sequences (B times the choices of an input), T query and S key positions,
-H heads of K entries, D = d_model, F = d_ff. Softmax, norm statistics and logits are float32.
+H heads of K entries (H_kv of them with keys of their own), D = d_model, F = d_ff. Softmax, norm
+statistics and logits are float32.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -181,11 +182,31 @@ def site_key(key: jax.Array | None, site: int) -> jax.Array | None:
 # --------------------------------------------------------------------------------------------
 # Norms, activations, feed-forward
 # --------------------------------------------------------------------------------------------
-def rms_norm(params: Params, x: jax.Array, epsilon: float) -> jax.Array:
-    """x / rms(x) * scale, without mean or bias (Zhang & Sennrich 2019; T5's LayerNorm)."""
+def rms_norm(
+    params: Params, x: jax.Array, epsilon: float, *, unit_offset: bool = False
+) -> jax.Array:
+    """x / rms(x) * scale, without mean (Zhang & Sennrich 2019; T5's LayerNorm).
+
+    Args:
+      params: ``scale`` [D], and a ``bias`` [D] where a method trains one.
+      unit_offset: the factor is 1 + scale, multiplied in float32, as Gemma keeps it.
+    """
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
-    return y.astype(x.dtype) * params["scale"].astype(x.dtype)
+    if unit_offset:
+        y = (y * (1 + params["scale"].astype(jnp.float32))).astype(x.dtype)
+    else:
+        y = y.astype(x.dtype) * params["scale"].astype(x.dtype)
+    return y + params["bias"].astype(x.dtype) if "bias" in params else y
+
+
+def layer_norm(params: Params, x: jax.Array, epsilon: float) -> jax.Array:
+    """(x - mean) / deviation * scale + bias over the last axis, in float32 (Ba et al. 2016)."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+    y = y * params["scale"].astype(jnp.float32) + params["bias"].astype(jnp.float32)
+    return y.astype(x.dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -225,44 +246,98 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
-def keys_values(
-    params: Params, x: jax.Array, heads: int, key: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Keys and values [B, H, S, K] of an attention over x [B, S, D].
+class Keys(NamedTuple):
+    """Keys and values [B, H_kv, S, K] of some positions, and float32 ``bias`` on their logits.
 
-    Heads come before positions, as the products of :func:`attend` read them: keys and values that
-    are kept (a cache, an input's cross-attention) are not transposed again at every step.
+    The bias broadcasts to [B, H, T, S], with T counted as :func:`attend` folds the queries.
     """
-    k = linear(params["key"], x, site_key(key, 0))
-    v = linear(params["value"], x, site_key(key, 1))
-    return split_heads(k, heads).swapaxes(-2, -3), split_heads(v, heads).swapaxes(-2, -3)
+
+    key: jax.Array
+    value: jax.Array
+    bias: jax.Array
 
 
 def attend(
     q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    bias: jax.Array,
+    parts: Sequence[Keys],
     rate: float,
     key: jax.Array | None,
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> jax.Array:
-    """softmax(q k + bias) v, without 1/sqrt(K): T5 folds it into the initialisation.
+    """softmax(scale q k + bias) v over the keys of all parts together.
+
+    The N // B sequences that belong to one input of a part are folded into the query axis, and so
+    are the H // H_kv heads that share a key head (Ainslie et al. 2023): no key or value is ever
+    repeated. Each part's softmax is taken alone and the results are weighted by their normalisers,
+    so that parts of different B never stand in one array.
 
     Args:
-      q: [N, T, H, K]; k, v: [B, H, S, K] with N a multiple of B. The N // B sequences that belong
-        to one input are folded into its query axis, so keys and values are shared, not repeated.
-      bias: float32, broadcastable to [B, H, T, S] (of B and T as folded, if they are not 1).
+      q: [N, T, H, K]; N is a multiple of each part's B.
+      parts: what is attended to.
       rate, key: dropout on the attention weights.
+      scale: of the logits; 1 in a T5, which folds 1/sqrt(K) into its initialisation.
+      softcap: logits are bent to softcap * tanh(logits / softcap) before the bias (Gemma 2).
     Returns:
       [N, T, H*K] in q's dtype.
     """
     n, t, heads, width = q.shape
-    q = q.reshape(k.shape[0], -1, heads, width)
-    logits = jnp.einsum("bthk,bhsk->bhts", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits + bias, axis=-1).astype(v.dtype)
-    weights = dropout(key, weights, rate)
-    out = jnp.einsum("bhts,bhsk->bthk", weights, v)
-    return out.reshape(n, t, heads * width)
+    if len(parts) == 1:
+        logits = _logits(q, parts[0], scale, softcap)
+        weights = jax.nn.softmax(logits, axis=-1).astype(parts[0].value.dtype)
+        weights = dropout(key, weights, rate)
+        return _weighted(weights, parts[0].value).reshape(n, t, heads * width)
+    tops, sums, outs = [], [], []
+    for site, part in enumerate(parts):
+        logits = _logits(q, part, scale, softcap)
+        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        weights = jnp.exp(logits - top)
+        sums.append(_per_query(jnp.sum(weights, axis=-1), q.shape))
+        tops.append(_per_query(top[..., 0], q.shape))
+        weights = dropout(site_key(key, site), weights.astype(part.value.dtype), rate)
+        outs.append(_weighted(weights, part.value).reshape(q.shape))
+    top = functools.reduce(jnp.maximum, tops)
+    shares = [jnp.exp(each - top) for each in tops]
+    total = sum(share * each for share, each in zip(shares, sums, strict=True))
+    out = sum(
+        out.astype(jnp.float32) * (share / total)[..., None]
+        for out, share in zip(outs, shares, strict=True)
+    )
+    return out.astype(q.dtype).reshape(n, t, heads * width)
+
+
+def _logits(q: jax.Array, part: Keys, scale: float, softcap: float | None) -> jax.Array:
+    """[B, H, T', S] float32, or [B, H_kv, H // H_kv, T', S] where heads share keys."""
+    b, kv_heads, _, width = part.key.shape
+    heads = q.shape[2]
+    q = q.reshape(b, -1, heads, width)
+    if heads == kv_heads:
+        logits = jnp.einsum("bthk,bhsk->bhts", q, part.key, preferred_element_type=jnp.float32)
+        bias = part.bias
+    else:
+        q = q.reshape(*q.shape[:2], kv_heads, heads // kv_heads, width)
+        logits = jnp.einsum("btngk,bnsk->bngts", q, part.key, preferred_element_type=jnp.float32)
+        bias = part.bias[:, :, None]
+        if part.bias.shape[1] > 1:
+            bias = part.bias.reshape(len(part.bias), kv_heads, -1, *part.bias.shape[2:])
+    if scale != 1:
+        logits = logits * scale
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    return logits + bias
+
+
+def _weighted(weights: jax.Array, value: jax.Array) -> jax.Array:
+    """The weighted values, queries in front: [B, T', H, K], heads as in q."""
+    if weights.ndim == 4:
+        return jnp.einsum("bhts,bhsk->bthk", weights, value)
+    return jnp.einsum("bngts,bnsk->btngk", weights, value)
+
+
+def _per_query(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """[B, H, T'] or [B, H_kv, G, T'] -> [N, T, H]."""
+    return jnp.moveaxis(x, -1, 1).reshape(shape[:3])
 
 
 def mask_bias(mask: jax.Array) -> jax.Array:

@@ -43,17 +43,17 @@ def choice_log_probs(
       [B, C, T] float32; what stands at padding has no meaning (mask with ``choices != pad``).
     """
     encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
-    encoded = transformer.encode(config, params, batch, encoder_key)
     choices = batch["choices"]
     b, c, t = choices.shape
     parts = choice_parts(config, b, c, t, memory_budget)
+    # Several parts share cross-attention keys, which the layers would compute in each of them.
+    context = transformer.context(config, params, batch, encoder_key, stack_cross=parts > 1)
     if parts == 1:
-        return _score_part(config, params, encoded, choices, decoder_key)
-
-    # Computed once for all parts, which the layers would otherwise repeat in each of them.
-    cross = transformer.cross_keys_values(config, params, encoded)
+        return _score_part(config, params, context, choices, decoder_key)
     size = -(-c // parts)
-    padded = jnp.pad(choices, ((0, 0), (0, parts * size - c), (0, 0)))
+    padded = jnp.pad(
+        choices, ((0, 0), (0, parts * size - c), (0, 0)), constant_values=config.pad_id
+    )
     padded = jnp.moveaxis(padded.reshape(b, parts, size, t), 1, 0)
     keys = None if decoder_key is None else jax.random.split(decoder_key, parts)
 
@@ -61,17 +61,17 @@ def choice_log_probs(
     @jax.checkpoint
     def part(arguments):
         piece, piece_key = arguments
-        return _score_part(config, params, encoded, piece, piece_key, cross)
+        return _score_part(config, params, context, piece, piece_key)
 
     scored = jnp.moveaxis(jax.lax.map(part, (padded, keys)), 0, 1)
     return scored.reshape(b, parts * size, t)[:, :c]
 
 
-def _score_part(config, params, encoded, choices, key, cross=None) -> jax.Array:
+def _score_part(config, params, context, choices, key) -> jax.Array:
     b, c, t = choices.shape
     targets = choices.reshape(b * c, t)
-    inputs = transformer.shift_right(config, targets)
-    hidden = transformer.decode(config, params, encoded, inputs, key, cross=cross)
+    inputs = transformer.shift_right(config, targets, context.start)
+    hidden = transformer.decode(config, params, context, inputs, key)
     logits = transformer.head(config, params, hidden, layers.site_key(key, 3))
     return losses.token_log_probs(logits, targets).reshape(b, c, t)
 

@@ -223,8 +223,10 @@ def attention_inputs(inputs=2, choices=3, source=5, target=4, heads=2, width=6):
 
 def test_choices_share_the_keys_of_their_input():
     q, k, v, bias = attention_inputs()
-    shared = layers.attend(q, k, v, bias, 0.0, None)
-    repeated = layers.attend(q, *(jnp.repeat(x, 3, axis=0) for x in (k, v, bias)), 0.0, None)
+    shared = layers.attend(q, [layers.Keys(k, v, bias)], 0.0, None)
+    repeated = layers.attend(
+        q, [layers.Keys(*(jnp.repeat(x, 3, axis=0) for x in (k, v, bias)))], 0.0, None
+    )
     assert shared.shape == (6, 4, 12)
     oracle.assert_close(shared, repeated, 1e-6)
 
@@ -235,13 +237,17 @@ def test_attention_equals_its_formula_and_ignores_masked_keys():
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     wanted = np.einsum("bhts,bhsk->bthk", weights, np.float64(v)).reshape(2, 4, 12)
-    result = layers.attend(q, k, v, bias, 0.0, None)
+    result = layers.attend(q, [layers.Keys(k, v, bias)], 0.0, None)
     oracle.assert_close(result, wanted, 1e-6)
-    other = layers.attend(q, k.at[1, :, 3:].set(9), v.at[1, :, 3:].set(-9), bias, 0.0, None)
+    other = layers.attend(
+        q, [layers.Keys(k.at[1, :, 3:].set(9), v.at[1, :, 3:].set(-9), bias)], 0.0, None
+    )
     np.testing.assert_array_equal(result, other)
 
 
 def test_a_row_with_every_key_masked_is_finite():
     q, k, v, bias = attention_inputs(choices=1)
-    result = layers.attend(q, k, v, jnp.full_like(bias, layers.MASKED), 0.0, None)
+    result = layers.attend(
+        q, [layers.Keys(k, v, jnp.full_like(bias, layers.MASKED))], 0.0, None
+    )
     oracle.assert_close(result[0, 0], v[0].mean(1).reshape(-1), 1e-5)
