@@ -31,6 +31,7 @@ from peft_jax.errors import InputError
 from peft_jax.generate import greedy
 from peft_jax.methods import (
     Method,
+    classification_head,
     compose,
     count,
     describe,
@@ -54,6 +55,7 @@ __all__ = [
     "__version__",
     "abstract_backbone",
     "backbone_config",
+    "classification_head",
     "compose",
     "count",
     "describe",

@@ -6,6 +6,7 @@ made for, and the versions that wrote it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -20,9 +21,16 @@ from peft_jax._version import __version__
 from peft_jax.backbones.base import Backbone, identity
 from peft_jax.errors import InputError
 from peft_jax.methods import Method, from_spec
+from peft_jax.transformer import Config
 from peft_jax.tree import Params
 
 FILE = "adapter.safetensors"
+# An adapter saved before a field existed was made for a backbone with its default.
+_FIELD_DEFAULTS = {
+    field.name: field.default
+    for field in dataclasses.fields(Config)
+    if field.default is not dataclasses.MISSING
+}
 _FORMAT = "peft_jax.adapter"
 _VERSION = 1
 
@@ -128,11 +136,12 @@ def _shape(flat: dict[str, Any], path: str) -> tuple[int, ...] | None:
 
 
 def _check_backbone(path: Path, made_for: dict, given: dict, any_weights: bool) -> None:
-    for field, value in given["config"].items():
-        if made_for["config"].get(field) != value:
+    saved = json.loads(json.dumps(_FIELD_DEFAULTS)) | made_for["config"]
+    for field, value in json.loads(json.dumps(given["config"])).items():
+        if saved.get(field) != value:
             raise InputError(
                 f"{path} was made for the backbone {made_for['name']!r}, whose {field} is "
-                f"{made_for['config'].get(field)}; {given['name']!r} has {value}"
+                f"{saved.get(field)}; {given['name']!r} has {value}"
             )
     if not any_weights and made_for["fingerprint"] != given["fingerprint"]:
         raise InputError(

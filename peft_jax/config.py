@@ -56,7 +56,8 @@ class PromptTuningConfig:
 
     length: int = 20
     init: Literal["random", "vocabulary", "labels", "text", "file"] = "vocabulary"
-    where: Literal["encoder", "decoder", "both"] = "encoder"
+    where: Literal["input", "encoder", "decoder", "both"] = "input"
+    """The stack that reads the input, or one by name."""
     labels: tuple[str, ...] = ()
     text: str = ""
     file: Path | None = None

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from peft_jax import tree
-from peft_jax.backbones import t5
 from peft_jax.backbones.base import (
     Backbone,
     Slot,
@@ -20,6 +19,7 @@ from peft_jax.backbones.base import (
     init_backbone,
     slots,
 )
+from peft_jax.backbones.families import CONFIGS
 from peft_jax.errors import InputError
 from peft_jax.transformer import Config
 
@@ -38,9 +38,6 @@ __all__ = [
     "slots",
     "vocabulary_path",
 ]
-
-CONFIGS: dict[str, Config] = dict(t5.CONFIGS)
-"""Named configurations of published models."""
 
 TINY = Path(__file__).parent / "tiny"
 """The embedded backbone: a tiny T5 v1.1 in Hugging Face format, trained by this project."""

@@ -40,14 +40,26 @@ class Backbone:
 
         Args:
           params: this backbone's tree, alone or merged with a method's leaves.
-          batch: ``encoder_input_tokens`` [B, S] and ``decoder_input_tokens`` [B, T] int32.
+          batch: ``encoder_input_tokens`` [B, S] and ``decoder_input_tokens`` [B, T] int32; an
+            encoder reads the first alone (and T is S), a decoder-only model the second.
           key: for dropout; None means evaluation.
         """
         return transformer.logits(self.config, params, batch, key)
 
     def replace(self, **changes: Any) -> Backbone:
-        """The same backbone with fields of its configuration changed (dropout, remat, ...)."""
+        """The same backbone with fields of its configuration changed (dropout, remat, ...).
+
+        A dropout of 0 turns all of them off; another rate is that of attention weights too.
+        """
+        if "dropout" in changes:
+            changes = {"attention_dropout": None} | changes
+            if changes["dropout"] == 0:
+                changes = {"activation_dropout": None} | changes
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
+
+    def classify(self, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        """Logits [B, labels] float32 of the classification head; see ``transformer.classify``."""
+        return transformer.classify(self.config, params, batch, key)
 
 
 def init_backbone(
@@ -66,7 +78,14 @@ def abstract_backbone(config: Config, dtype: Any = jnp.float32, name: str = "") 
 
 
 # Fields that change how a backbone is run but not what it computes at evaluation.
-RUN_FIELDS = ("dropout", "remat", "activation_dtype")
+RUN_FIELDS = (
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "final_dropout",
+    "remat",
+    "activation_dtype",
+)
 
 
 def identity(backbone: Backbone) -> dict[str, Any]:
@@ -98,7 +117,8 @@ class Slot(NamedTuple):
     """A place for a trainable leaf.
 
     Attributes:
-      kind: "lora_a", "lora_b", "ia3", "prompt", or "parameter" (one of the backbone's own).
+      kind: "lora_a", "lora_b", "ia3", "prompt", or "parameter" (one of the backbone's own, or of
+        a classification head that an adapter brings).
       shape: with the layer axis in front; a string is a size that the method chooses.
     """
 
@@ -120,9 +140,21 @@ def slots(config: Config) -> dict[str, Slot]:
         found[f"{module}/ia3"] = Slot("ia3", (*stack, outputs))
         if module.endswith("/wo"):
             found[f"{module.removesuffix('/wo')}/ia3"] = Slot("ia3", (*stack, inputs))
-    for stack in ("encoder", "decoder"):
-        found[f"{stack}/prompt"] = Slot("prompt", ("length", config.d_model))
+    for stack, depth in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
+        if depth:
+            found[f"{stack}/prompt"] = Slot("prompt", ("length", config.d_model))
+    if not config.num_labels:
+        found |= _classifier_slots(config)
     return found
+
+
+def _classifier_slots(config: Config) -> dict[str, Slot]:
+    """A head that an adapter may own, with as many labels as it says."""
+    head = tree.flatten({"classifier": transformer.classifier_spec(config, 1)})
+    return {
+        path: Slot("parameter", (*spec.shape[:-1], "labels") if "/out/" in path else spec.shape)
+        for path, spec in head.items()
+    }
 
 
 def find_modules(config: Config, kind: str, targets: str | Iterable[str]) -> dict[str, Slot]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,21 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from peft_jax import transformer, tree
-from peft_jax.backbones import t5
 from peft_jax.backbones.base import Backbone
+from peft_jax.backbones.families import FAMILIES, Family
 from peft_jax.backbones.names import Rule
 from peft_jax.errors import InputError
 from peft_jax.transformer import Config
 from peft_jax.tree import Params
 
-FAMILIES = {"t5": t5, "mt5": t5}
-
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 VOCABULARY = "spiece.model"
-
-EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
 
 
 class Tensor(NamedTuple):
@@ -145,9 +142,9 @@ def read_backbone(folder: str | Path, dtype: Any = jnp.float32) -> Backbone:
     folder = Path(folder)
     fields = read_config(folder)
     family = FAMILIES[fields["model_type"]]
-    tensors = _drop_aliases(folder, family, fields, open_tensors(folder))
+    tensors = _without_aliases(folder, family, fields, _canonical(family, open_tensors(folder)))
     try:
-        config = family.config_from_hugging_face(fields, HEAD not in tensors)
+        config = family.config_from_hugging_face(fields, frozenset(tensors))
     except KeyError as error:
         raise InputError(f"{folder / CONFIG} lacks the field {error}") from None
     except (TypeError, AttributeError) as error:
@@ -163,26 +160,38 @@ def read_backbone(folder: str | Path, dtype: Any = jnp.float32) -> Backbone:
     )
 
 
-def _drop_aliases(
-    folder: Path, family: Any, fields: dict[str, Any], tensors: dict[str, Tensor]
+def _canonical(family: Family, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that a model of the family reads, under the names that its table has.
+
+    The bare model's files lack the prefix that a model with a head puts in front of it.
+    """
+    named = {}
+    for name, tensor in tensors.items():
+        name = family.canonical_name(name)
+        if not any(re.fullmatch(pattern, name) for pattern in family.UNUSED):
+            named[name] = tensor
+    return named
+
+
+def _without_aliases(
+    folder: Path, family: Family, fields: dict[str, Any], tensors: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Without second names of the embedding, and without a head that is only a copy of it."""
-    tensors = {name: t for name, t in tensors.items() if name not in family.UNUSED}
-    for alias in family.EMBEDDING_ALIASES:
+    """Without second names of a tensor, and without a head that is only a copy of the embedding."""
+    for alias, name in family.ALIASES.items():
         held = tensors.pop(alias, None)
-        if held is not None and not _same(held, tensors.setdefault(EMBEDDING, held)):
+        if held is not None and not _same(held, tensors.setdefault(name, held)):
             raise InputError(
-                f"{folder}: tensor {alias} differs from {EMBEDDING}, but all stacks of a "
-                f"{fields['model_type']} share one embedding"
+                f"{folder}: tensor {alias} differs from {name}, but in a "
+                f"{fields['model_type']} they are one"
             )
-    head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
-    tied = fields.get("tie_word_embeddings", fields["model_type"] != "mt5")
+    head, embedding = tensors.get(family.HEAD), tensors.get(family.EMBEDDING)
+    tied = fields.get("tie_word_embeddings", family.tied_by_default(fields["model_type"]))
     if head and embedding and tied and _same(head, embedding):
-        del tensors[HEAD]
-    elif not head and tied is False:
+        del tensors[family.HEAD]
+    elif not head and tied is False and not any(n in tensors for n in family.CLASSIFIERS):
         raise InputError(
-            f"{folder}: tensor {HEAD} is missing; {CONFIG} says that the head is not tied to the "
-            "embedding (tie_word_embeddings)"
+            f"{folder}: tensor {family.HEAD} is missing; {CONFIG} says that the head is not tied "
+            "to the embedding (tie_word_embeddings)"
         )
     return tensors
 
@@ -193,10 +202,6 @@ def _same(tensor: Tensor, other: Tensor) -> bool:
     return tensor.shape == other.shape and np.array_equal(tensor.read(), other.read())
 
 
-def _depth(config: Config, path: str) -> int:
-    return config.encoder_layers if path.startswith("encoder/") else config.decoder_layers
-
-
 def _check_tensors(
     folder: Path, config: Config, rules: list[Rule], tensors: dict[str, Tensor]
 ) -> None:
@@ -204,9 +209,8 @@ def _check_tensors(
     known: set[str] = set()
     for rule in rules:
         shape = specs[rule.ours].shape
-        wanted = shape[1:] if rule.stacked else shape
-        wanted = wanted[::-1] if rule.transpose else wanted
-        for _, name in rule.names(_depth(config, rule.ours)):
+        wanted = rule.their_shape(shape[1:] if rule.stacked else shape)
+        for _, name in rule.names(config.depth(rule.ours)):
             known.add(name)
             if name not in tensors:
                 raise InputError(
@@ -229,10 +233,13 @@ def _check_tensors(
 def _read_rule(config: Config, rule: Rule, tensors: dict[str, Tensor], dtype) -> jax.Array:
     """One leaf of our tree: the tensors of a row, transposed and stacked as they are read."""
     out = None
-    depth = _depth(config, rule.ours)
+    depth = config.depth(rule.ours)
     for layer, name in rule.names(depth):
         array = tensors[name].read()
+        array = array[0] if rule.row else array
         array = array.T if rule.transpose else array
+        if rule.parts > 1:
+            array = np.split(array, rule.parts, axis=-1)[rule.part]
         if layer is None:
             return jnp.asarray(array.astype(dtype, copy=False))
         if out is None:
@@ -263,7 +270,7 @@ def write_backbone(
         for i in range(len(shards))
     ]
     for file, shard in zip(files, shards, strict=True):
-        tensors = {name: _slice(backbone.params, *place) for name, place in shard.items()}
+        tensors = {name: _tensor(backbone.params, places) for name, places in shard.items()}
         _write_safetensors(folder / file, tensors)
     if len(shards) > 1:
         weight_map = {name: f for f, shard in zip(files, shards, strict=True) for name in shard}
@@ -280,26 +287,41 @@ def write_backbone(
     return folder
 
 
-def _plan_shards(backbone, rules, max_bytes) -> list[dict[str, tuple[Rule, int | None]]]:
-    """Which tensor goes into which file, by name; a file is closed when the next would not fit."""
-    shards: list[dict] = [{}]
-    used = 0
+Place = tuple[Rule, int | None]
+
+
+def _plan_shards(backbone, rules, max_bytes) -> list[dict[str, list[Place]]]:
+    """Which tensor goes into which file, by name, and the leaves that it is made of.
+
+    A file is closed when the next tensor would not fit.
+    """
+    places: dict[str, list[Place]] = {}
     for rule in rules:
-        leaf = tree.get(backbone.params, rule.ours)
-        for layer, name in rule.names(_depth(backbone.config, rule.ours)):
-            size = tree.size_in_bytes(leaf) // (leaf.shape[0] if rule.stacked else 1)
-            if used and used + size > max_bytes:
-                shards.append({})
-                used = 0
-            shards[-1][name] = (rule, layer)
-            used += size
+        for layer, name in rule.names(backbone.config.depth(rule.ours)):
+            places.setdefault(name, []).append((rule, layer))
+    shards: list[dict[str, list[Place]]] = [{}]
+    used = 0
+    for name, parts in places.items():
+        size = 0
+        for rule, _ in parts:
+            leaf = tree.get(backbone.params, rule.ours)
+            size += tree.size_in_bytes(leaf) // (leaf.shape[0] if rule.stacked else 1)
+        if used and used + size > max_bytes:
+            shards.append({})
+            used = 0
+        shards[-1][name] = parts
+        used += size
     return shards
 
 
-def _slice(params: Params, rule: Rule, layer: int | None) -> np.ndarray:
-    leaf = tree.get(params, rule.ours)
-    array = np.asarray(leaf if layer is None else leaf[layer])
-    return np.ascontiguousarray(array.T if rule.transpose else array)
+def _tensor(params: Params, places: list[Place]) -> np.ndarray:
+    parts = []
+    for rule, layer in sorted(places, key=lambda place: place[0].part):
+        leaf = tree.get(params, rule.ours)
+        parts.append(np.asarray(leaf if layer is None else leaf[layer]))
+    array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    array = array.T if rule.transpose else array
+    return np.ascontiguousarray(array[None] if rule.row else array)
 
 
 def _write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:

@@ -7,6 +7,7 @@ Flan-T5 (Chung et al. 2022) are v1.1 with other weights.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from peft_jax.backbones.names import Rule
@@ -35,6 +36,7 @@ def _config(sizes: tuple[int, ...], **fields: Any) -> Config:
     fields = {"family": "t5", "vocab_size": 32128, **fields}
     return Config(
         **fields,
+        classifier_dense=True,
         d_model=d_model,
         d_ff=d_ff,
         num_heads=heads,
@@ -59,6 +61,8 @@ def _named() -> dict[str, Config]:
     configs["t0_11b"] = _config(_V1_1["xxl"])
     return configs
 
+
+MODEL_TYPES = ("t5", "mt5")
 
 CONFIGS: dict[str, Config] = _named()
 """t5_small ... t5_11b, t5_v1_1_*, t5_lm_*, flan_t5_*, mt5_*, t0_3b and t0_11b."""
@@ -99,29 +103,49 @@ def hugging_face_rules(config: Config) -> list[Rule]:
     rules += _stack(
         config, "decoder", {"self_attention": "SelfAttention", "cross_attention": "EncDecAttention"}
     )
-    if not config.tied_head:
-        rules.append(Rule("lm_head/kernel", "lm_head.weight", True))
+    if config.lm_head and not config.tied_head:
+        rules.append(Rule("lm_head/kernel", HEAD, True))
+    if config.num_labels:
+        for ours, theirs in (("dense", "dense"), ("out", "out_proj")):
+            path, name = f"classifier/{ours}", f"classification_head.{theirs}"
+            rules.append(Rule(f"{path}/kernel", f"{name}.weight", True))
+            rules.append(Rule(f"{path}/bias", f"{name}.bias"))
     return rules
 
 
-EMBEDDING_ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-"""Further names under which a file may hold the one shared embedding."""
+EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
 
-UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
-"""Tensors of the first published files that no T5 ever read."""
+CLASSIFIERS = ("classification_head.out_proj.weight",)
+
+ALIASES = dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), EMBEDDING)
+
+# The first published files have a table that no T5 ever read.
+UNUSED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
+
+
+def canonical_name(name: str) -> str:
+    """Without the prefix of a model with a classification head."""
+    return name.removeprefix("transformer.")
+
+
+def tied_by_default(model_type: str) -> bool:
+    """mT5's head is its own."""
+    return model_type != "mt5"
+
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu_tanh", "gelu_new": "gelu_tanh", "silu": "silu"}
 
 
-def config_from_hugging_face(fields: dict[str, Any], tied_head: bool) -> Config:
+def config_from_hugging_face(fields: dict[str, Any], names: Collection[str]) -> Config:
     """The configuration that a ``config.json`` describes.
 
     Args:
       fields: the parsed file.
-      tied_head: whether the checkpoint has no head of its own. The file decides, since
-        transformers 5 writes ``tie_word_embeddings: true`` for every T5 and keeps the fact that
-        v1.1 does not scale in ``scale_decoder_outputs``.
+      names: of the checkpoint's tensors. They decide whether the head is tied, since transformers
+        5 writes ``tie_word_embeddings: true`` for every T5 and keeps the fact that v1.1 does not
+        scale in ``scale_decoder_outputs``.
     """
+    classifies = CLASSIFIERS[0] in names
     family = fields["model_type"]
     # Where the field is absent, transformers has another default for each of the two.
     projection = fields.get("feed_forward_proj", "gated-gelu" if family == "mt5" else "relu")
@@ -149,7 +173,10 @@ def config_from_hugging_face(fields: dict[str, Any], tied_head: bool) -> Config:
         # plain "gelu" is the exact form.
         activation="gelu" if projection == "gelu" else _ACTIVATIONS[activation],
         gated=gated,
-        tied_head=tied_head,
+        lm_head=not classifies,
+        tied_head=not classifies and HEAD not in names,
+        num_labels=_labels(fields) if classifies else 0,
+        classifier_dense=True,
         scale_head=bool(scale),
         relative_buckets=fields.get("relative_attention_num_buckets", 32),
         relative_max_distance=fields.get("relative_attention_max_distance", 128),
@@ -161,6 +188,11 @@ def config_from_hugging_face(fields: dict[str, Any], tied_head: bool) -> Config:
     )
 
 
+def _labels(fields: dict[str, Any]) -> int:
+    """transformers names its labels, and counts two where nothing is said."""
+    return len(fields["id2label"]) if "id2label" in fields else fields.get("num_labels", 2)
+
+
 def config_to_hugging_face(config: Config) -> dict[str, Any]:
     """The ``config.json`` from which transformers, of version 4 or 5, rebuilds the same model."""
     if config.gated and config.activation == "gelu":
@@ -169,9 +201,7 @@ def config_to_hugging_face(config: Config) -> dict[str, Any]:
     activation = tanh if config.activation == "gelu_tanh" else config.activation
     fields = {
         "model_type": config.family,
-        "architectures": [
-            f"{'MT5' if config.family == 'mt5' else 'T5'}ForConditionalGeneration",
-        ],
+        "architectures": [_architecture(config)],
         "is_encoder_decoder": True,
         "vocab_size": config.vocab_size,
         "d_model": config.d_model,
@@ -192,4 +222,11 @@ def config_to_hugging_face(config: Config) -> dict[str, Any]:
     }
     if config.family == "t5":
         fields["scale_decoder_outputs"] = config.scale_head
+    if config.num_labels:
+        fields |= {"num_labels": config.num_labels}
     return fields
+
+
+def _architecture(config: Config) -> str:
+    head = "SequenceClassification" if config.num_labels else "ConditionalGeneration"
+    return f"{'MT5' if config.family == 'mt5' else 'T5'}For{head}"

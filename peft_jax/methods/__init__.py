@@ -16,6 +16,7 @@ from peft_jax.methods.base import (
     fold_leaves,
     merge,
 )
+from peft_jax.methods.classification_head import classification_head
 from peft_jax.methods.full import full
 from peft_jax.methods.ia3 import ia3
 from peft_jax.methods.lora import lora
@@ -25,6 +26,7 @@ __all__ = [
     "METHODS",
     "AtLayers",
     "Method",
+    "classification_head",
     "compose",
     "count",
     "describe",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 METHODS: dict[str, Callable[..., Method]] = {
+    "classification_head": classification_head,
     "full": full,
     "ia3": ia3,
     "lora": lora,

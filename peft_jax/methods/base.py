@@ -112,6 +112,10 @@ def check_depth(chosen: Sequence[int] | None, depth: Sequence[int], path: str) -
 # --------------------------------------------------------------------------------------------
 # Merge and fold
 # --------------------------------------------------------------------------------------------
+# Modules that an adapter may bring where the backbone has none.
+BROUGHT = ("classifier",)
+
+
 def merge(frozen: Params, bound: Params) -> Params:
     """The union of a backbone's parameters and a method's bound leaves.
 
@@ -125,6 +129,9 @@ def merge(frozen: Params, bound: Params) -> Params:
     for name, leaf in bound.items():
         own = frozen.get(name)
         if isinstance(leaf, dict):
+            if own is None and name in BROUGHT:
+                merged[name] = leaf
+                continue
             if not isinstance(own, dict):
                 raise InputError(f"no module {name!r} to merge into; {tree.nearest(name, frozen)}")
             merged[name] = merge(own, leaf)

@@ -16,13 +16,13 @@ from peft_jax.methods.base import Method, make_method
 from peft_jax.tree import Params
 
 INITS = ("random", "vocabulary", "labels", "text", "file")
-WHERE = {"encoder": ("encoder",), "decoder": ("decoder",), "both": ("encoder", "decoder")}
+WHERE = ("input", "encoder", "decoder", "both")
 
 
 def prompt_tuning(
     length: int = 20,
     init: str = "vocabulary",
-    where: str = "encoder",
+    where: str = "input",
     *,
     labels: Sequence[str] = (),
     text: str = "",
@@ -42,7 +42,8 @@ def prompt_tuning(
         remaining rows drawn from the vocabulary; "text": the embeddings of a text's tokens,
         repeated or cut to the length;
         "file": a ``.npy`` array [length, d_model].
-      where: "encoder", "decoder" or "both" (two independent prompts).
+      where: "input", the stack that reads the input; or by name "encoder", "decoder" or "both"
+        (two independent prompts).
       labels, text, file: what the init of that name reads.
       vocabulary_range: first and one past the last token id to draw from. The published
         vocabularies are sorted by frequency; T-Few draws from (3, 5003).
@@ -65,7 +66,9 @@ def prompt_tuning(
             return jax.random.uniform(key, (length, width), jnp.float32, -0.5, 0.5)
         if init == "file":
             return _from_file(Path(str(file)), (length, width))
+        # As a layer reads it: Gemma scales what it looks up.
         embedding = backbone.params["token_embedder"]["embedding"]
+        embedding = embedding * jnp.asarray(backbone.config.embedding_scale, embedding.dtype)
         drawn = _draw(key, embedding, length, vocabulary_range)
         if init == "vocabulary":
             return drawn
@@ -77,7 +80,7 @@ def prompt_tuning(
         return embedding[np.resize(ids, length)].astype(jnp.float32)
 
     def init_tree(key: jax.Array, backbone: Backbone) -> Params:
-        stacks = WHERE[where]
+        stacks = _stacks(where, backbone)
         keys = jax.random.split(key, len(stacks))
         return {s: {"prompt": rows(k, backbone)} for s, k in zip(stacks, keys, strict=True)}
 
@@ -95,6 +98,12 @@ def prompt_tuning(
         "vocabulary_range": list(vocabulary_range),
     }
     return make_method(init_tree, bind, spec, foldable=False)
+
+
+def _stacks(where: str, backbone: Backbone) -> tuple[str, ...]:
+    if where == "both":
+        return ("encoder", "decoder")
+    return (backbone.config.input_stack if where == "input" else where,)
 
 
 def _draw(key, embedding, length: int, vocabulary_range: Sequence[int]) -> jax.Array:
