@@ -6,7 +6,8 @@ both as a `Sums`; the others divide. A total may also be divided by a count that
 larger batch (`Sums.over`): then the losses, the metrics and the gradients of the pieces *add up* to
 those of the whole, exactly, which a mean of means does not.
 
-Tokens follow T5's convention: 0 is padding, and the end-of-sequence token counts as a token.
+The end-of-sequence token counts as a token. ``pad_id`` is what fills a batch: T5's 0 where nothing
+else is said, or the backbone's own (``config.pad_id``, -1 for a family without a pad token).
 """
 
 from typing import NamedTuple
@@ -154,9 +155,9 @@ def _log1mexp_jvp(primals, tangents):
 # ------------------------------------------------------------------------------ language modelling
 
 
-def token_weights(tokens: jax.Array) -> jax.Array:
+def token_weights(tokens: jax.Array, *, pad_id: int = PAD) -> jax.Array:
     """1.0 at every token that is not padding, float32, in the shape of `tokens`."""
-    return (tokens != PAD).astype(jnp.float32)
+    return (tokens != pad_id).astype(jnp.float32)
 
 
 def lm_sums(log_probs: jax.Array, weights: jax.Array) -> Sums:
@@ -192,11 +193,14 @@ def sequence_sums(
     *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    pad_id: int = PAD,
 ) -> dict[str, Sums]:
     """`sequence_loss` before its divisions: "loss", "lm_loss" and "z_loss" (all with one count)."""
     if not 0.0 <= label_smoothing < 1.0:
         raise InputError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
-    weights = token_weights(targets) if weights is None else weights.astype(jnp.float32)
+    if weights is None:
+        weights = token_weights(targets, pad_id=pad_id)
+    weights = weights.astype(jnp.float32)
     log_probs, log_z = _log_prob_and_normalizer(logits, targets)
     lm = lm_sums(log_probs, weights)
     smoothed = log_probs
@@ -224,6 +228,7 @@ def sequence_loss(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     count: jax.Array | None = None,
+    pad_id: int = PAD,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of plain encoder-decoder and decoder-only batches.
 
@@ -240,6 +245,7 @@ def sequence_loss(
         z_loss: coefficient of log(Z)**2; T5X pre-trains with 1e-4.
         label_smoothing: the probability taken from the right token, in [0, 1).
         count: the sum of the weights of a larger batch, of which this one is a piece.
+        pad_id: the token that fills the targets; read where `weights` is not given.
 
     Returns:
         The loss and {"loss", "lm_loss", "z_loss"}, float32 scalars; "lm_loss" is without smoothing.
@@ -252,7 +258,14 @@ def sequence_loss(
         >>> round(float(loss), 4)
         1.3863
     """
-    sums = sequence_sums(logits, targets, weights, z_loss=z_loss, label_smoothing=label_smoothing)
+    sums = sequence_sums(
+        logits,
+        targets,
+        weights,
+        z_loss=z_loss,
+        label_smoothing=label_smoothing,
+        pad_id=pad_id,
+    )
     metrics = {name: s.mean() if count is None else s.over(count) for name, s in sums.items()}
     return metrics["loss"], metrics
 
@@ -261,14 +274,19 @@ def sequence_loss(
 
 
 def choice_scores(
-    log_probs: jax.Array, choices: jax.Array, length_normalization: float = 1.0
+    log_probs: jax.Array,
+    choices: jax.Array,
+    length_normalization: float = 1.0,
+    *,
+    pad_id: int = PAD,
 ) -> jax.Array:
     """The score that ranks answer choices: log-likelihood over length ** length_normalization.
 
     Args:
         log_probs: [B, C, T] float32, of the tokens of `choices`.
-        choices: [B, C, T] token ids, 0 at padding; the end-of-sequence token counts.
+        choices: [B, C, T] token ids; the end-of-sequence token counts.
         length_normalization: 1.0, the mean over tokens (T-Few); 0.0, their sum (T0).
+        pad_id: the token that fills `choices`.
 
     Returns:
         [B, C] float32, larger is better. A choice of padding only scores 0: mask before ranking.
@@ -278,7 +296,7 @@ def choice_scores(
         [[-2.0]]
     """
     _same_shape("choices", choices, "log_probs", log_probs)
-    weights = token_weights(choices)
+    weights = token_weights(choices, pad_id=pad_id)
     total = jnp.sum(jnp.where(weights > 0, log_probs, 0.0), axis=-1)
     length = jnp.maximum(jnp.sum(weights, axis=-1), 1.0)
     return total / length**length_normalization
@@ -328,10 +346,11 @@ def unlikelihood_sums(
     *,
     variant: str = "paper",
     weight: jax.Array | None = None,
+    pad_id: int = PAD,
 ) -> Sums:
     """`unlikelihood_loss` before its division: summed over wrong tokens, and their weight."""
     _check_variant(variant)
-    weights = _wrong_token_weights(choices, label, choice_mask, weight)
+    weights = _wrong_token_weights(choices, label, choice_mask, weight, pad_id)
     wrong = weights != 0
     # The inner where keeps cells that do not count (padding, the right choice, -inf) out of the
     # gradient: a zero times their infinite slope would be nan.
@@ -339,7 +358,7 @@ def unlikelihood_sums(
     if variant == "paper":
         return Sums(-jnp.sum(jnp.where(wrong, log1mexp(log_p), 0.0) * weights), jnp.sum(weights))
     cost = -jnp.log(1.0 - jnp.exp(jnp.where(wrong, log_p, _TFEW_MASKED)) + _TFEW_FLOOR)
-    cells = jnp.where(wrong, weights, _idle_cell_weights(choices, choice_mask, weight))
+    cells = jnp.where(wrong, weights, _idle_cell_weights(choices, choice_mask, weight, pad_id))
     return Sums(jnp.sum(cost * cells), jnp.sum(weights))
 
 
@@ -351,6 +370,7 @@ def unlikelihood_loss(
     *,
     variant: str = "paper",
     weight: jax.Array | None = None,
+    pad_id: int = PAD,
 ) -> jax.Array:
     """Mean of -log(1 - p) over the tokens of the wrong choices (L_UL).
 
@@ -365,11 +385,12 @@ def unlikelihood_loss(
 
     Args:
         log_probs: [B, C, T] float32, of the tokens of `choices`.
-        choices: [B, C, T] token ids, 0 at padding.
+        choices: [B, C, T] token ids.
         label: [B] int32, the right choice.
         choice_mask: [B, C] bool, False at choices that only fill the batch.
         variant: "paper" or "tfew".
         weight: [B], zero at examples that only fill the batch; by default one.
+        pad_id: the token that fills `choices`.
 
     Returns:
         A float32 scalar, in nats per token; zero where no example has a wrong choice.
@@ -383,12 +404,19 @@ def unlikelihood_loss(
         >>> round(float(unlikelihood_loss(log_probs, choices, jnp.array([0]), mask)), 4)
         0.6931
     """
-    sums = unlikelihood_sums(log_probs, choices, label, choice_mask, variant=variant, weight=weight)
+    sums = unlikelihood_sums(
+        log_probs, choices, label, choice_mask, variant=variant, weight=weight, pad_id=pad_id
+    )
     return sums.mean()
 
 
 def tfew_counts(
-    choices: jax.Array, choice_mask: jax.Array, label: jax.Array, weight: jax.Array | None = None
+    choices: jax.Array,
+    choice_mask: jax.Array,
+    label: jax.Array,
+    weight: jax.Array | None = None,
+    *,
+    pad_id: int = PAD,
 ) -> dict[str, jax.Array]:
     """The counts that the parts of `tfew_loss` are divided by, known before any forward pass.
 
@@ -403,8 +431,10 @@ def tfew_counts(
     """
     examples = jnp.sum(_example_weight(weight, label))
     return {
-        "lm_loss": jnp.sum(_right_token_weights(choices, label, weight)),
-        "unlikelihood_loss": jnp.sum(_wrong_token_weights(choices, label, choice_mask, weight)),
+        "lm_loss": jnp.sum(_right_token_weights(choices, label, weight, pad_id)),
+        "unlikelihood_loss": jnp.sum(
+            _wrong_token_weights(choices, label, choice_mask, weight, pad_id)
+        ),
         "length_normalized_loss": examples,
         "accuracy": examples,
     }
@@ -419,18 +449,19 @@ def tfew_sums(
     weight: jax.Array | None = None,
     length_normalization: float = 1.0,
     variant: str = "paper",
+    pad_id: int = PAD,
 ) -> dict[str, Sums]:
     """The parts of `tfew_loss` and the accuracy before their divisions, by the metrics' names."""
     _same_shape("choices", choices, "log_probs", log_probs)
     _has_shape("choice_mask", choice_mask, choices.shape[:2])
     _has_shape("label", label, choices.shape[:1])
-    scores = choice_scores(log_probs, choices, length_normalization)
+    scores = choice_scores(log_probs, choices, length_normalization, pad_id=pad_id)
     right = jnp.argmax(jnp.where(choice_mask, scores, -jnp.inf), axis=1) == label
     examples = _example_weight(weight, label)
     return {
-        "lm_loss": lm_sums(log_probs, _right_token_weights(choices, label, weight)),
+        "lm_loss": lm_sums(log_probs, _right_token_weights(choices, label, weight, pad_id)),
         "unlikelihood_loss": unlikelihood_sums(
-            log_probs, choices, label, choice_mask, variant=variant, weight=weight
+            log_probs, choices, label, choice_mask, variant=variant, weight=weight, pad_id=pad_id
         ),
         "length_normalized_loss": length_normalized_sums(scores, label, choice_mask, weight),
         "accuracy": Sums(jnp.sum(right * examples), jnp.sum(examples)),
@@ -449,6 +480,7 @@ def tfew_loss(
     length_normalization: float = 1.0,
     variant: str = "paper",
     counts: dict[str, jax.Array] | None = None,
+    pad_id: int = PAD,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L_LM + unlikelihood * L_UL + length_normalized * L_LN, with its parts and the accuracy.
 
@@ -458,7 +490,7 @@ def tfew_loss(
 
     Args:
         log_probs: [B, C, T] float32, `token_log_probs` of all choices.
-        choices: [B, C, T] token ids, 0 at padding; the end-of-sequence token counts.
+        choices: [B, C, T] token ids; the end-of-sequence token counts.
         choice_mask: [B, C] bool, False at choices that only fill the batch.
         label: [B] int32, the right choice.
         weight: [B], zero at examples that only fill the batch; by default one.
@@ -467,6 +499,7 @@ def tfew_loss(
         length_normalization: exponent of the length in the scores of L_LN and of the accuracy.
         variant: "paper" or "tfew", see `unlikelihood_loss`.
         counts: `tfew_counts` of a larger batch, of which this one is a piece; by default of this.
+        pad_id: the token that fills `choices`.
 
     Returns:
         The loss and {"loss", "lm_loss", "unlikelihood_loss", "length_normalized_loss",
@@ -490,6 +523,7 @@ def tfew_loss(
         weight=weight,
         length_normalization=length_normalization,
         variant=variant,
+        pad_id=pad_id,
     )
     metrics = {k: s.mean() if counts is None else s.over(counts[k]) for k, s in sums.items()}
     loss = (
@@ -511,22 +545,22 @@ def _is_label(choices: jax.Array, label: jax.Array) -> jax.Array:
     return jnp.arange(choices.shape[1]) == label[:, None]  # [B, C]
 
 
-def _right_token_weights(choices, label, weight) -> jax.Array:
+def _right_token_weights(choices, label, weight, pad_id) -> jax.Array:
     per_choice = _is_label(choices, label) * _example_weight(weight, label)[:, None]
-    return token_weights(choices) * per_choice[..., None]
+    return token_weights(choices, pad_id=pad_id) * per_choice[..., None]
 
 
-def _wrong_token_weights(choices, label, choice_mask, weight) -> jax.Array:
+def _wrong_token_weights(choices, label, choice_mask, weight, pad_id) -> jax.Array:
     wrong = ~_is_label(choices, label) & (choice_mask != 0)
     per_choice = wrong * _example_weight(weight, label)[:, None]
-    return token_weights(choices) * per_choice[..., None]
+    return token_weights(choices, pad_id=pad_id) * per_choice[..., None]
 
 
-def _idle_cell_weights(choices, choice_mask, weight) -> jax.Array:
+def _idle_cell_weights(choices, choice_mask, weight, pad_id) -> jax.Array:
     """The weight of every cell that T-Few's batch would have had, [B, C, T]."""
     examples = _example_weight(weight, choices[:, 0, 0])
     valid = (choice_mask != 0) & (examples != 0)[:, None]
-    lengths = jnp.where(valid, jnp.sum(choices != PAD, axis=-1), 0)
+    lengths = jnp.where(valid, jnp.sum(choices != pad_id, axis=-1), 0)
     in_batch = jnp.arange(choices.shape[-1]) < jnp.max(lengths)
     return valid[..., None] * in_batch * examples[:, None, None]
 

@@ -304,6 +304,32 @@ def test_certain_and_impossible_tokens_have_finite_gradients(variant, gap):
         assert np.abs(gradient).max() <= 2
 
 
+@pytest.mark.parametrize("variant", ["paper", "tfew"])
+@pytest.mark.parametrize("pad_id", [-1, 99])
+def test_another_pad_id_fills_the_same_batch(variant, pad_id):
+    logits, choices, mask, label = random_batch()
+    choices = np.where(choices == 3, 0, choices)  # 0 is a token here, 3 the padding's stand-in
+    log_probs = losses.token_log_probs(logits, choices)
+    plain = np.where(choices == 0, 3, choices)
+    length = np.sum(random_batch()[1] != 0, axis=-1, keepdims=True)
+    padding = np.arange(choices.shape[-1]) >= length
+    expected = losses.tfew_loss(
+        log_probs, np.where(padding, 0, plain), mask, label, variant=variant
+    )
+    filled = np.where(padding, pad_id, choices)
+    options = {"variant": variant, "pad_id": pad_id}
+    got = losses.tfew_loss(log_probs, filled, mask, label, **options)
+    counted = losses.tfew_counts(filled, mask, label, pad_id=pad_id)
+    again = losses.tfew_loss(log_probs, filled, mask, label, counts=counted, **options)
+    for name, value in expected[1].items():
+        assert got[1][name] == again[1][name] == value, name
+    assert got[0] != losses.tfew_loss(log_probs, filled, mask, label, variant=variant)[0]
+    np.testing.assert_array_equal(
+        losses.choice_scores(log_probs, filled, pad_id=pad_id),
+        losses.choice_scores(log_probs, np.where(padding, 0, plain)),
+    )
+
+
 def test_one_valid_choice_leaves_language_modelling_alone():
     logits, choices, mask, label = random_batch()
     mask, label = mask & (np.arange(4) == 0), np.zeros_like(label)
@@ -388,6 +414,16 @@ def test_sequence_loss_by_default_counts_what_is_not_padding():
     expected = -(log_probs[0, 0, 4] + log_probs[0, 1, 1] + log_probs[1, 0, 1]) / 3
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     assert float(metrics["lm_loss"]) == float(loss)
+
+
+def test_sequence_loss_counts_token_zero_where_it_is_no_padding():
+    logits = np.random.default_rng(0).standard_normal((2, 4, 9)).astype(np.float32)
+    targets = jnp.array([[0, 5, 0, -1], [7, -1, -1, -1]])
+    loss, _ = losses.sequence_loss(logits, targets, pad_id=-1)
+    kept = losses.token_log_probs(logits, targets)[targets >= 0]
+    np.testing.assert_allclose(loss, -kept.mean(), rtol=1e-6)
+    gradient = jax.grad(lambda x: losses.sequence_loss(x, targets, pad_id=-1)[0])(logits)
+    assert not np.asarray(gradient)[np.asarray(targets) < 0].any()
 
 
 def test_sequence_loss_pieces_add_up():
