@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from peft_jax import tree
 from peft_jax._version import __version__
 from peft_jax.backbones.base import Backbone, identity
 from peft_jax.errors import InputError
+from peft_jax.files import replace_file
 from peft_jax.methods import Method, from_spec
 from peft_jax.transformer import Config
 from peft_jax.tree import Params
@@ -67,11 +67,8 @@ def save_adapter(
     }
     arrays = {p: np.ascontiguousarray(leaf) for p, leaf in tree.flatten(adapter).items()}
     path = adapter_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and moved there: a file that exists is whole.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(save(arrays, {_FORMAT: json.dumps(header, sort_keys=True)}))
-    os.replace(partial, path)
+    with replace_file(path) as new:
+        new.write_bytes(save(arrays, {_FORMAT: json.dumps(header, sort_keys=True)}))
     return path
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
+
+from peft_jax.files import replace_file
 
 
 class MetricsLog:
@@ -26,9 +27,8 @@ class MetricsLog:
                 for line in self._path.read_text().splitlines(keepends=True)
                 if _step(line) <= after_step
             ]
-            partial = self._path.with_suffix(".partial")
-            partial.write_text("".join(kept))
-            os.replace(partial, self._path)
+            with replace_file(self._path) as new:
+                new.write_text("".join(kept))
 
     def __enter__(self) -> MetricsLog:
         from tensorboardX import SummaryWriter

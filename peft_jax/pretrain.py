@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import queue
 import shutil
 import threading
@@ -29,6 +28,7 @@ from peft_jax.backbones import save_backbone, vocabulary_path
 from peft_jax.backbones.base import Backbone
 from peft_jax.backbones.hugging_face import VOCABULARY
 from peft_jax.errors import InputError
+from peft_jax.files import replace_file
 from peft_jax.transformer import Config
 from peft_jax.tree import Params
 
@@ -444,10 +444,8 @@ def _save(file: Path, config: PretrainConfig, state: TrainState, position) -> No
     leaves: dict[str, Any] = {
         str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))
     }
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as opened:
+    with replace_file(file) as new, new.open("wb") as opened:
         np.savez(opened, position=np.array(position), config=np.array(_fixed(config)), **leaves)
-    os.replace(partial, file)
 
 
 def _restore(file: Path, config: PretrainConfig, like: TrainState):
