@@ -9,7 +9,9 @@ and safetensors alone. A *row* is one example under one prompt template::
     1     0        1          ... True or False? </s>     True </s> | False </s>
     2     1        0          ...
 
-Pad is 0 everywhere, inputs and choices end in EOS, and EOS counts in a choice's length.
+Short rows are filled with the backbone's ``pad_id`` (T5: 0). Choices end in EOS, which counts in
+their length. What else a row holds is as the backbone's family reads it: T5's inputs end in EOS,
+BERT's have their [CLS] and [SEP], a decoder's are the prompt in front of each choice.
 """
 
 import dataclasses
@@ -33,7 +35,8 @@ _DTYPES = {
     "example": np.dtype(np.int32),
     "template": np.dtype(np.int32),
 }
-_MODEL_KEYS = ("encoder_input_tokens", "choices", "choice_mask", "label")
+_OPTIONAL = {"encoder_token_types": np.dtype(np.int32)}
+_MODEL_KEYS = ("encoder_input_tokens", "encoder_token_types", "choices", "choice_mask", "label")
 
 Batch = dict[str, np.ndarray]
 
@@ -60,13 +63,16 @@ class ChoiceExamples:
         split: the split that the rows come from, e.g. "train".
         template_names: the templates; ``template`` indexes this tuple.
         encoder_input_tokens: [R, S] int32.
-        choices: [R, C, T] int32, the answer choices, all zeros where a row has fewer than C.
+        choices: [R, C, T] int32, the answer choices, all padding where a row has fewer than C.
         choice_mask: [R, C] bool, which choices exist.
         label: [R] int32, the correct choice.
         example: [R] int32, the example's position in its split, before any few-shot draw.
         template: [R] int32.
         vocabulary: the identity (see `vocabulary_identity`) of the vocabulary that made the tokens.
         details: how the rows were made (limits, shots, seed ...), JSON values only.
+        pad_id: what fills the inputs and choices; never one of their tokens.
+        encoder_token_types: [R, S] int32, 1 in the second text of a pair (BERT), 0 at padding; or
+            None for a backbone that knows no types.
 
     Raises InputError when the arrays do not fit together.
     """
@@ -82,6 +88,8 @@ class ChoiceExamples:
     template: np.ndarray
     vocabulary: str
     details: dict = dataclasses.field(default_factory=dict)
+    pad_id: int = 0
+    encoder_token_types: np.ndarray | None = None
 
     def __post_init__(self):
         problem = _first_problem(self)
@@ -133,7 +141,7 @@ class ChoiceExamples:
             renumber = np.full(self.num_templates, -1, np.int32)
             renumber[chosen] = np.arange(len(chosen), dtype=np.int32)
             names, column = tuple(self.template_names[i] for i in chosen), renumber[self.template]
-        rows = {key: getattr(self, key)[keep] for key in _DTYPES if key != "template"}
+        rows = {key: array[keep] for key, array in self._arrays().items() if key != "template"}
         return dataclasses.replace(self, template_names=names, template=column[keep], **rows)
 
     def trimmed(self, multiple: int = 1) -> "ChoiceExamples":
@@ -142,20 +150,32 @@ class ChoiceExamples:
         Args:
             multiple: S and T are rounded up to a multiple of this.
         """
-        choice_places = _places_used(self.choices, multiple)
-        input_places = _places_used(self.encoder_input_tokens, multiple)
+        pad, types = self.pad_id, self.encoder_token_types
+        choice_places = _places_used(self.choices != pad, multiple)
+        input_places = _places_used(self.encoder_input_tokens != pad, multiple)
         choice_count = int(self.choice_mask.sum(axis=1).max())
         return dataclasses.replace(
             self,
-            encoder_input_tokens=_fit_last_axis(self.encoder_input_tokens, input_places),
-            choices=_fit_last_axis(self.choices[:, :choice_count], choice_places),
+            encoder_input_tokens=_fit_last_axis(self.encoder_input_tokens, input_places, pad),
+            encoder_token_types=None if types is None else _fit_last_axis(types, input_places, 0),
+            choices=_fit_last_axis(self.choices[:, :choice_count], choice_places, pad),
             choice_mask=self.choice_mask[:, :choice_count],
         )
+
+    def check_fits(self, vocab_size: int) -> None:
+        """Raises InputError for a token beyond an embedding of ``vocab_size`` rows."""
+        largest = max(int(self.encoder_input_tokens.max()), int(self.choices.max()))
+        if largest >= vocab_size:
+            raise InputError(
+                f"{self.task}: token {largest} does not fit the backbone's embedding of "
+                f"{vocab_size} rows; its vocabulary belongs to another model"
+            )
 
     def rows(self, index: np.ndarray) -> Batch:
         """The batch that a model reads: the rows at ``index`` [B], and ``row`` [B] int32 itself."""
         index = np.asarray(index, np.int32)
-        return {key: getattr(self, key)[index] for key in _MODEL_KEYS} | {"row": index}
+        arrays = self._arrays()
+        return {key: arrays[key][index] for key in _MODEL_KEYS if key in arrays} | {"row": index}
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one safetensors file; an existing file is replaced only by a complete one.
@@ -174,8 +194,10 @@ class ChoiceExamples:
             "vocabulary": self.vocabulary,
             "details": self.details,
         }
+        if self.pad_id:
+            header["pad_id"] = self.pad_id
         metadata = {_FORMAT: json.dumps(header, sort_keys=True)}
-        arrays = {key: np.ascontiguousarray(getattr(self, key)) for key in _DTYPES}
+        arrays = {key: np.ascontiguousarray(array) for key, array in self._arrays().items()}
         path = Path(path)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
@@ -212,7 +234,8 @@ class ChoiceExamples:
                     f"version {version} of the examples format, this release reads {_VERSION}"
                 )
             header["template_names"] = tuple(header["template_names"])
-            fields: dict = {**header, **{key: arrays[key] for key in _DTYPES}}
+            optional = {key: arrays[key] for key in _OPTIONAL if key in arrays}
+            fields: dict = {**header, **{key: arrays[key] for key in _DTYPES}, **optional}
             examples = cls(**fields)
         except InputError as error:
             raise InputError(f"{path} cannot be used: {error}; prepare it again") from error
@@ -224,9 +247,14 @@ class ChoiceExamples:
             raise InputError(
                 f"{path} was tokenised with another vocabulary (sha256 "
                 f"{examples.vocabulary[:12]}...) than the backbone's ({vocabulary[:12]}...): "
-                "prepare it again with the backbone's own spiece.model"
+                "prepare it again with the backbone's own vocabulary"
             )
         return examples
+
+    def _arrays(self) -> Batch:
+        """The arrays by name, without an optional one that is not there."""
+        arrays = {key: getattr(self, key) for key in (*_DTYPES, *_OPTIONAL)}
+        return {key: array for key, array in arrays.items() if array is not None}
 
     def _ids_at(self, positions: Sequence[int] | slice) -> np.ndarray:
         ids = self.example_ids
@@ -335,7 +363,9 @@ def evaluation_batches(examples: ChoiceExamples, batch_size: int) -> Iterator[Ba
             real = rows[start : start + batch_size]
             filling = batch_size - len(real)
             batch = examples.rows(np.concatenate([real, np.repeat(real[-1:], filling)]))
-            batch["encoder_input_tokens"] = batch["encoder_input_tokens"][:, :width]
+            for key in ("encoder_input_tokens", "encoder_token_types"):
+                if key in batch:
+                    batch[key] = batch[key][:, :width]
             batch["row"] = np.concatenate([real, np.full(filling, -1)]).astype(np.int32)
             batch["weight"] = (batch["row"] >= 0).astype(np.float32)
             yield batch
@@ -349,7 +379,7 @@ def _length_groups(examples: ChoiceExamples, batch_size: int) -> Iterator[tuple[
     """(tokens, rows in order) for each group of `evaluation_batches`."""
     tokens = examples.encoder_input_tokens
     longest = tokens.shape[1]
-    lengths = longest - np.argmax(tokens[:, ::-1] != 0, axis=1)
+    lengths = longest - np.argmax(tokens[:, ::-1] != examples.pad_id, axis=1)
     done = np.zeros(len(examples), bool)
     for width in sorted({-(-longest // 4), -(-longest // 2), longest}):
         waiting = (lengths <= width) & ~done
@@ -362,10 +392,10 @@ def _length_groups(examples: ChoiceExamples, batch_size: int) -> Iterator[tuple[
 
 def _first_problem(examples: ChoiceExamples) -> str | None:
     """What is wrong with the arrays, in words; None if nothing is."""
-    for key, dtype in _DTYPES.items():
-        array = getattr(examples, key)
-        if array.dtype != dtype:
-            return f"{key} has dtype {array.dtype}, not {dtype}"
+    arrays = examples._arrays()
+    for key, dtype in (_DTYPES | _OPTIONAL).items():
+        if key in arrays and arrays[key].dtype != dtype:
+            return f"{key} has dtype {arrays[key].dtype}, not {dtype}"
     rows = examples.label.shape[0] if examples.label.ndim == 1 else -1
     if rows < 1:
         return "no rows"
@@ -374,33 +404,39 @@ def _first_problem(examples: ChoiceExamples) -> str | None:
         examples.encoder_input_tokens.ndim == 2
         and choices.ndim == 3
         and mask.shape == choices.shape[:2]
-        and all(getattr(examples, key).shape[0] == rows for key in _DTYPES)
+        and all(array.shape[0] == rows for array in arrays.values())
         and examples.example.shape == examples.template.shape == (rows,)
+        and arrays.get("encoder_token_types", examples.encoder_input_tokens).shape
+        == examples.encoder_input_tokens.shape
     )
     if not shapes_fit:
-        shapes = {key: getattr(examples, key).shape for key in _DTYPES}
+        shapes = {key: array.shape for key, array in arrays.items()}
         return f"shapes that do not fit together: {shapes}"
     if not ((examples.label >= 0) & (examples.label < mask.shape[1])).all():
         return f"a label outside 0 to {mask.shape[1] - 1}"
     if not mask[np.arange(rows), examples.label].all():
         return "a label that points at a choice which is not there"
-    if not ((choices != 0).any(axis=2) == mask).all():
+    if not ((choices != examples.pad_id).any(axis=2) == mask).all():
         return "choice_mask does not agree with the choices: a choice has tokens or is masked out"
+    for key in ("encoder_input_tokens", "choices"):
+        if ((arrays[key] < 0) & (arrays[key] != examples.pad_id)).any():
+            return f"{key} has a negative token that is not the padding's {examples.pad_id}"
     if not ((examples.template >= 0) & (examples.template < examples.num_templates)).all():
         return f"a template index outside 0 to {examples.num_templates - 1}"
     return None
 
 
-def _places_used(tokens: np.ndarray, multiple: int) -> int:
-    """One past the last non-pad place over all rows, rounded up to a multiple."""
-    used = int(np.flatnonzero((tokens != 0).reshape(-1, tokens.shape[-1]).any(axis=0))[-1]) + 1
+def _places_used(used_places: np.ndarray, multiple: int) -> int:
+    """One past the last True over all rows, rounded up to a multiple."""
+    used = int(np.flatnonzero(used_places.reshape(-1, used_places.shape[-1]).any(axis=0))[-1]) + 1
     return -(-used // multiple) * multiple
 
 
-def _fit_last_axis(tokens: np.ndarray, length: int) -> np.ndarray:
-    """Cuts or zero-pads the last axis to ``length``."""
+def _fit_last_axis(tokens: np.ndarray, length: int, pad_id: int) -> np.ndarray:
+    """Cuts the last axis to ``length``, or fills it up with ``pad_id``."""
     pad = max(0, length - tokens.shape[-1])
-    return np.pad(tokens[..., :length], [(0, 0)] * (tokens.ndim - 1) + [(0, pad)])
+    widths = [(0, 0)] * (tokens.ndim - 1) + [(0, pad)]
+    return np.pad(tokens[..., :length], widths, constant_values=pad_id)
 
 
 def _read_safetensors(path: str | os.PathLike) -> tuple[dict[str, str], Batch]:

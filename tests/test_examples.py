@@ -1,5 +1,6 @@
 """Prepared examples: the file, the sampler, the evaluation batches."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -46,6 +47,24 @@ def make_examples(num_examples=10, num_templates=3, *, skip=(), first_id=100) ->
     )
 
 
+def repadded(examples: ChoiceExamples, pad_id: int) -> ChoiceExamples:
+    """The same rows filled with another pad id, and every token 1 renamed to 0."""
+    changed = {
+        key: np.where(array == 0, pad_id, np.where(array == 1, 0, array)).astype(np.int32)
+        for key in ("encoder_input_tokens", "choices")
+        for array in [getattr(examples, key)]
+    }
+    return dataclasses.replace(examples, pad_id=pad_id, **changed)
+
+
+def with_types(examples: ChoiceExamples) -> ChoiceExamples:
+    """Token types that tell the second half of each input."""
+    tokens = examples.encoder_input_tokens
+    places = np.arange(tokens.shape[1]) >= (tokens != 0).sum(axis=1, keepdims=True) // 2
+    types = (places & (tokens != 0)).astype(np.int32)
+    return dataclasses.replace(examples, encoder_token_types=types)
+
+
 ARRAYS = ("encoder_input_tokens", "choices", "choice_mask", "label", "example", "template")
 
 
@@ -64,6 +83,64 @@ def test_a_saved_file_loads_equal_and_is_deterministic(tmp_path):
     first = (tmp_path / "deep" / "toy.safetensors").read_bytes()
     assert first == (tmp_path / "again.safetensors").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.safetensors", "deep"]
+
+
+def test_pad_id_and_token_types_are_kept(tmp_path):
+    examples = with_types(repadded(make_examples(), -1))
+    examples.save(tmp_path / "toy")
+    read = ChoiceExamples.load(tmp_path / "toy")
+    assert_same(examples, read)
+    assert read.pad_id == -1
+    np.testing.assert_array_equal(read.encoder_token_types, examples.encoder_token_types)
+
+
+def test_a_file_without_a_pad_id_is_padded_with_zero(tmp_path):
+    from safetensors import safe_open
+
+    make_examples().save(tmp_path / "toy")
+    with safe_open(tmp_path / "toy", framework="numpy") as file:
+        (header,) = file.metadata().values()
+        assert "encoder_token_types" not in list(file.keys())
+    assert "pad_id" not in json.loads(header)
+    assert ChoiceExamples.load(tmp_path / "toy").pad_id == 0
+
+
+@pytest.mark.parametrize("pad_id", [-1, 77])
+def test_another_pad_id_changes_nothing_else(pad_id):
+    plain, other = make_examples(), repadded(make_examples(), pad_id)
+    for one, two in (
+        (plain.trimmed(8), other.trimmed(8)),
+        (plain.subset([1, 4], [2]).trimmed(), other.subset([1, 4], [2]).trimmed()),
+    ):
+        assert_same(repadded(one, pad_id), two)
+    pairs = zip(evaluation_batches(plain, 2), evaluation_batches(other, 2), strict=True)
+    for one, two in pairs:
+        for key in ("row", "weight", "choice_mask", "label"):
+            np.testing.assert_array_equal(one[key], two[key])
+        tokens = one["encoder_input_tokens"]
+        assert two["encoder_input_tokens"].shape == tokens.shape
+        np.testing.assert_array_equal(two["encoder_input_tokens"] == pad_id, tokens == 0)
+
+
+def test_token_types_go_where_their_tokens_go():
+    examples = with_types(make_examples(num_examples=40))
+    pairs = [(batch["encoder_input_tokens"], batch) for batch in evaluation_batches(examples, 2)]
+    sampled = FewShotSampler(examples.trimmed(8), 4, seed=0).batch(1)
+    assert {tokens.shape[1] for tokens, _ in pairs} == {6, 12}
+    for tokens, batch in [*pairs, (sampled["encoder_input_tokens"], sampled)]:
+        lengths = (tokens != 0).sum(axis=1, keepdims=True)
+        places = np.arange(tokens.shape[1])
+        expected = (places >= lengths // 2) & (places < lengths)
+        np.testing.assert_array_equal(batch["encoder_token_types"], expected)
+    assert "encoder_token_types" not in make_examples().rows(np.arange(2))
+
+
+def test_tokens_beyond_the_embedding():
+    examples = make_examples()
+    largest = int(max(examples.encoder_input_tokens.max(), examples.choices.max()))
+    examples.check_fits(largest + 1)
+    with pytest.raises(InputError, match=f"token {largest} does not fit .* {largest} rows"):
+        examples.check_fits(largest)
 
 
 def test_another_vocabulary_is_refused(tmp_path):
@@ -120,11 +197,19 @@ def test_a_damaged_file_says_so(tmp_path, damage):
         ({"choice_mask": np.ones((30, 4), bool)}, "choice_mask"),
         ({"example": np.zeros(29, np.int32)}, "fit together"),
         ({"label": np.zeros(30, np.int64)}, "dtype int64"),
+        ({"encoder_token_types": np.zeros((30, 23), np.int32)}, "fit together"),
+        ({"encoder_token_types": np.zeros((30, 24), np.int8)}, "dtype int8"),
+        (
+            {
+                "pad_id": -1,
+                "choice_mask": np.ones((30, 4), bool),
+                "choices": np.full((30, 4, 6), -2, np.int32),
+            },
+            "negative token",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(change, words):
-    import dataclasses
-
     with pytest.raises(InputError, match=words):
         dataclasses.replace(make_examples(), **change)
 

@@ -1,5 +1,7 @@
 """In-context learning: which tokens stand in front of an input."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,28 @@ def test_what_does_not_fit_is_left_out_from_the_front():
 def test_other_templates_are_refused():
     with pytest.raises(InputError, match="same templates"):
         icl.with_demonstrations(QUERIES, table([[1]], [0], ("c", "d")), count=1, seed=0)
+
+
+def for_decoders(examples, bos=0, pad=-1):
+    """The table as a decoder's: padded with -1, BOS 0 in front of the prompt, no EOS behind it."""
+    tokens = np.where(examples.encoder_input_tokens <= 1, pad, examples.encoder_input_tokens)
+    tokens = np.pad(tokens, [(0, 0), (1, 0)], constant_values=bos)
+    return dataclasses.replace(examples, encoder_input_tokens=tokens.astype(np.int32), pad_id=pad)
+
+
+def test_a_decoders_prompt_has_bos_once_and_separators_between():
+    queries, shots = for_decoders(QUERIES), for_decoders(SHOTS)
+    options = {"count": 2, "seed": 0, "bos_id": 0, "separator": [7, 8]}
+    made = icl.with_demonstrations(queries, shots, **options)
+    plain = icl.with_demonstrations(QUERIES, SHOTS, count=2, seed=0)
+    assert made.pad_id == -1
+    for row in range(len(made)):
+        tokens = made.encoder_input_tokens[row]
+        tokens = tokens[tokens != -1].tolist()
+        assert tokens[0] == 0
+        assert tokens.count(0) == 1
+        assert [tokens[i + 1] for i, t in enumerate(tokens) if t == 7] == [8, 8]
+        expected = [t for t in text(plain.encoder_input_tokens[row]) if t != 1]
+        assert [t for t in tokens if t not in (0, 7, 8)] == expected
+    with pytest.raises(InputError, match="padded with 0, queries with -1"):
+        icl.with_demonstrations(queries, SHOTS, count=1, seed=0)
