@@ -24,7 +24,7 @@ import optax
 
 import peft_jax as pj
 from benchmarks import jobs
-from peft_jax import train
+from peft_jax import objectives, train
 
 METHODS = {"ia3": pj.ia3, "lora": lambda: pj.lora(jobs.LORA_RANK), "full": pj.full}
 DEPTHS = (2, 24)
@@ -61,7 +61,7 @@ def lower_step(size: str, method: pj.Method, depth: int, remat: str):
     optimizer = optax.adamw(jobs.LEARNING_RATE)
     stored = jax.eval_shape(method.init, jax.random.key(0), backbone)
     state = jax.eval_shape(lambda s: train.init_state(s, optimizer, jax.random.key(0)), stored)
-    step = train.make_train_step(backbone, method, optimizer, train.lm_objective())
+    step = train.make_train_step(backbone, method, optimizer, objectives.lm_objective())
     return step.lower(state, backbone.params, _batch(size))
 
 

@@ -77,7 +77,7 @@ def _stepper(backbone, method, adapter, batch, objective):
 
 
 def _train(backbone, method, adapter, data):
-    from peft_jax import train, transformer
+    from peft_jax import objectives, transformer
 
     targets = data["choices"][:, 0]
     batch = {
@@ -85,7 +85,7 @@ def _train(backbone, method, adapter, data):
         "decoder_input_tokens": transformer.shift_right(backbone.config, targets),
         "decoder_target_tokens": targets,
     }
-    return _stepper(backbone, method, adapter, batch, train.lm_objective())
+    return _stepper(backbone, method, adapter, batch, objectives.lm_objective())
 
 
 def _choices(data):
@@ -100,9 +100,9 @@ def _choices(data):
 
 
 def _tfew(backbone, method, adapter, data):
-    from peft_jax import train
+    from peft_jax import objectives
 
-    return _stepper(backbone, method, adapter, _choices(data), train.tfew_objective())
+    return _stepper(backbone, method, adapter, _choices(data), objectives.tfew_objective())
 
 
 def _rank(backbone, method, adapter, data):

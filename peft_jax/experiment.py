@@ -41,9 +41,10 @@ from peft_jax.errors import InputError
 from peft_jax.evaluation import Evaluation, Scorer, evaluate, make_scorer
 from peft_jax.examples import ChoiceExamples, FewShotSampler, vocabulary_identity
 from peft_jax.methods import Method
+from peft_jax.objectives import tfew_objective
 from peft_jax.optimizers import make_optimizer
 from peft_jax.progress import TrainingProgress, step_bar
-from peft_jax.train import Step, TrainState, init_state, make_train_step, tfew_objective
+from peft_jax.train import Step, TrainState, init_state, make_train_step
 
 EMBEDDED = "embedded_"
 

@@ -3,7 +3,8 @@
 A choice's score is its log-probability given the input, divided by its length as T-Few does
 (Brown et al. 2020, section 2.4; Liu et al. 2022, section 3.2) or summed as T0 does. The choices of
 an example share its encoder states and cross-attention keys and values, and where all of them
-together would not fit into a memory budget they are run in equal parts.
+together would not fit into a memory budget they are run in equal parts. Models that do not generate
+answer through a classification head, or with one token in the place of a mask.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from peft_jax import layers, losses, transformer
 from peft_jax.backbones.base import Backbone
+from peft_jax.errors import InputError
 from peft_jax.transformer import Batch, Config
 from peft_jax.tree import Params
 
@@ -34,8 +36,9 @@ def choice_log_probs(
     """Log-probability of every token of every choice.
 
     Args:
-      batch: ``encoder_input_tokens`` [B, S]; ``choices`` [B, C, T] int32, each ending in EOS and
-        padded with the pad id; ``choice_mask`` [B, C] is not read here.
+      batch: ``encoder_input_tokens`` [B, S] (of a decoder-only model the prompt, which its decoder
+        reads once for all choices); ``choices`` [B, C, T] int32, each ending in EOS and padded with
+        the pad id; ``choice_mask`` [B, C] is not read here.
       key: for dropout; None means evaluation.
       memory_budget: bytes for the decoder's work at one time; the choices are run in as few equal
         parts as keep within it.
@@ -110,8 +113,52 @@ def score_choices(
     """
     log_probs = choice_log_probs(backbone.config, params, batch, memory_budget=memory_budget)
     scores = losses.choice_scores(
-        log_probs, batch["choices"], length_normalization=length_normalization
+        log_probs,
+        batch["choices"],
+        length_normalization=length_normalization,
+        pad_id=backbone.config.pad_id,
     )
+    return jnp.where(batch["choice_mask"], scores, -jnp.inf)
+
+
+def score_labels(backbone: Backbone, params: Params, batch: Batch) -> jax.Array:
+    """Log-probabilities [B, C] float32 of the classes of a classification head.
+
+    Args:
+      params: with the leaves of a head, see ``transformer.classify``.
+      batch: ``encoder_input_tokens`` [B, S].
+    """
+    return jax.nn.log_softmax(transformer.classify(backbone.config, params, batch), axis=-1)
+
+
+def verbalizer_log_probs(
+    config: Config, params: Params, batch: Batch, mask_id: int, key: jax.Array | None = None
+) -> jax.Array:
+    """Log-probability of every answer's one token in the place of the mask: [B, C] float32.
+
+    Args:
+      batch: ``encoder_input_tokens`` [B, S], with ``mask_id`` once in each row; ``choices``
+        [B, C, 1].
+      mask_id: the mask token of a masked-LM encoder.
+      key: for dropout; None means evaluation.
+    """
+    tokens, choices = batch["encoder_input_tokens"], batch["choices"]
+    if choices.shape[-1] != 1:
+        raise InputError(
+            f"choices have {choices.shape[-1]} token places; a verbaliser is one token, as the mask"
+        )
+    encoder_key, head_key = (None, None) if key is None else jax.random.split(key)
+    hidden = transformer.encode(config, params, batch, encoder_key).hidden
+    rows = hidden.shape[1] - tokens.shape[1]  # of a soft prompt
+    place = rows + jnp.argmax(tokens == mask_id, axis=1)
+    at_mask = jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
+    log_probs = jax.nn.log_softmax(transformer.head(config, params, at_mask, head_key), axis=-1)
+    return jnp.take_along_axis(log_probs, choices[..., 0], axis=-1)
+
+
+def score_verbalizers(backbone: Backbone, params: Params, batch: Batch, mask_id: int) -> jax.Array:
+    """:func:`verbalizer_log_probs` with -inf where no choice is: [B, C]."""
+    scores = verbalizer_log_probs(backbone.config, params, batch, mask_id)
     return jnp.where(batch["choice_mask"], scores, -jnp.inf)
 
 

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from peft_jax import losses, scoring, sharding, transformer
+from peft_jax import sharding
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
 from peft_jax.methods.base import Method, merge
-from peft_jax.transformer import Batch, Config
+from peft_jax.objectives import Metrics, Objective
+from peft_jax.transformer import Batch
 from peft_jax.tree import Params
-
-Counts = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -56,91 +54,6 @@ def init_state(
     return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
 
-# --------------------------------------------------------------------------------------------
-# What is minimised
-# --------------------------------------------------------------------------------------------
-class Objective(NamedTuple):
-    """A loss whose pieces add up: over microbatches, and over devices under pmap.
-
-    Attributes:
-      counts: batch -> what each part of the loss is divided by, known before any forward pass.
-      value: (config, params, batch, key, counts) -> (loss, metrics); with the counts of a larger
-        batch, the losses, metrics and gradients of its pieces sum to those of the whole.
-    """
-
-    counts: Callable[[Batch], Counts]
-    value: Callable[[Config, Params, Batch, jax.Array | None, Counts], tuple[jax.Array, Metrics]]
-
-
-def tfew_objective(
-    unlikelihood: float = 1.0,
-    length_normalized: float = 1.0,
-    length_normalization: float = 1.0,
-    variant: str = "paper",
-    memory_budget: int = scoring.MEMORY_BUDGET,
-) -> Objective:
-    """L_LM + unlikelihood L_UL + length_normalized L_LN on ``choices`` (see ``losses.tfew_loss``).
-
-    Batches: ``encoder_input_tokens`` [B, S], ``choices`` [B, C, T], ``choice_mask`` [B, C],
-    ``label`` [B], and optionally ``weight`` [B].
-    """
-
-    def counts(batch: Batch) -> Counts:
-        return losses.tfew_counts(
-            batch["choices"], batch["choice_mask"], batch["label"], batch.get("weight")
-        )
-
-    def value(config, params, batch, key, counts):
-        log_probs = scoring.choice_log_probs(
-            config, params, batch, key, memory_budget=memory_budget
-        )
-        return losses.tfew_loss(
-            log_probs,
-            batch["choices"],
-            batch["choice_mask"],
-            batch["label"],
-            weight=batch.get("weight"),
-            unlikelihood=unlikelihood,
-            length_normalized=length_normalized,
-            length_normalization=length_normalization,
-            variant=variant,
-            counts=counts,
-        )
-
-    return Objective(counts, value)
-
-
-def lm_objective(z_loss: float = 0.0, label_smoothing: float = 0.0) -> Objective:
-    """Cross-entropy of plain encoder-decoder batches (see ``losses.sequence_loss``).
-
-    Batches: seqio's ``encoder_input_tokens``, ``decoder_input_tokens``, ``decoder_target_tokens``
-    and, optionally, ``decoder_loss_weights`` [B, T].
-    """
-
-    def weights(batch: Batch) -> jax.Array:
-        given = batch.get("decoder_loss_weights")
-        return losses.token_weights(batch["decoder_target_tokens"]) if given is None else given
-
-    def counts(batch: Batch) -> Counts:
-        return {"tokens": jnp.sum(weights(batch).astype(jnp.float32))}
-
-    def value(config, params, batch, key, counts):
-        logits = transformer.logits(config, params, batch, key)
-        return losses.sequence_loss(
-            logits,
-            batch["decoder_target_tokens"],
-            weights(batch),
-            z_loss=z_loss,
-            label_smoothing=label_smoothing,
-            count=counts["tokens"],
-        )
-
-    return Objective(counts, value)
-
-
-# --------------------------------------------------------------------------------------------
-# The step
-# --------------------------------------------------------------------------------------------
 Step = Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]
 
 
@@ -211,7 +124,7 @@ def _make_body(config, method, optimizer, objective, accumulate):
 
     def body(state: TrainState, frozen: Params, batch: Batch, axis: str | None):
         key = jax.random.fold_in(state.key, state.step)
-        counts = objective.counts(batch)
+        counts = objective.counts(config, batch)
         if axis is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
             counts = jax.lax.psum(counts, axis)

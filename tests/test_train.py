@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import peft_jax as pj
-from peft_jax import sharding, train
+from peft_jax import objectives, sharding, train
 
 CONFIG = pj.Config("t5", 53, 16, 24, 2, 8, 2, 2, dropout=0.1, remat="none")
 METHODS = {
@@ -77,7 +77,7 @@ def assert_same_run(one, other, tolerance=1e-5):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_eight_devices_equal_one(backbone, batch, name):
-    method, objective = METHODS[name](), train.tfew_objective()
+    method, objective = METHODS[name](), objectives.tfew_objective()
     one = run(backbone, method, batch, objective)
     eight = run(backbone, method, batch, objective, mesh=sharding.make_mesh(8))
     assert_same_run(one, eight)
@@ -91,7 +91,7 @@ def test_pmap_and_accumulation_equal_one_batch(backbone, batch, lm_batch, object
     # Without dropout: the pieces draw other masks than the whole would.
     backbone, method = backbone.replace(dropout=0.0), METHODS["composed"]()
     batch = batch if objective == "tfew" else lm_batch
-    objective = train.tfew_objective() if objective == "tfew" else train.lm_objective()
+    objective = objectives.tfew_objective() if objective == "tfew" else objectives.lm_objective()
     one = run(backbone, method, batch, objective)
     assert_same_run(one, run(backbone, method, batch, objective, accumulate=4))
     assert_same_run(one, run(backbone, method, batch, objective, parallel="pmap"))
@@ -105,7 +105,7 @@ def test_dropout_differs_between_steps_and_devices(backbone, batch):
     state = train.init_state(
         method.init(jax.random.key(1), backbone), frozen_rate, jax.random.key(2)
     )
-    step = train.make_train_step(backbone, method, frozen_rate, train.tfew_objective())
+    step = train.make_train_step(backbone, method, frozen_rate, objectives.tfew_objective())
     state, first = step(state, backbone.params, batch)
     state, second = step(state, backbone.params, batch)
     assert float(first["loss"]) != float(second["loss"])
@@ -115,7 +115,7 @@ def test_the_state_is_donated_and_nothing_else(backbone, batch):
     method, optimizer = pj.ia3(), optax.adam(1e-3)
     adapter = method.init(jax.random.key(1), backbone)
     state = train.init_state(adapter, optimizer, jax.random.key(2))
-    step = train.make_train_step(backbone, method, optimizer, train.tfew_objective())
+    step = train.make_train_step(backbone, method, optimizer, objectives.tfew_objective())
     step(state, backbone.params, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((adapter, backbone.params)))
@@ -123,7 +123,7 @@ def test_the_state_is_donated_and_nothing_else(backbone, batch):
 
 def test_another_adapter_and_backbone_compile_nothing(backbone, batch):
     method, optimizer = pj.ia3(), optax.adam(1e-3)
-    step = train.make_train_step(backbone, method, optimizer, train.tfew_objective())
+    step = train.make_train_step(backbone, method, optimizer, objectives.tfew_objective())
     for seed in range(3):
         other = pj.init_backbone(CONFIG, jax.random.key(seed))
         adapter = method.init(jax.random.key(seed), other)
@@ -140,12 +140,14 @@ def test_another_adapter_and_backbone_compile_nothing(backbone, batch):
 )
 def test_bad_options(backbone, options, message):
     with pytest.raises(pj.InputError, match=message):
-        train.make_train_step(backbone, pj.ia3(), optax.sgd(0.1), train.tfew_objective(), **options)
+        train.make_train_step(
+            backbone, pj.ia3(), optax.sgd(0.1), objectives.tfew_objective(), **options
+        )
 
 
 def test_uneven_accumulation(backbone, batch):
     with pytest.raises(pj.InputError, match="batch of 8"):
-        run(backbone, pj.ia3(), batch, train.tfew_objective(), steps=1, accumulate=3)
+        run(backbone, pj.ia3(), batch, objectives.tfew_objective(), steps=1, accumulate=3)
 
 
 def test_mesh_sizes():
@@ -159,13 +161,13 @@ def test_mesh_sizes():
 
 
 def test_gradient_norm_is_reported_before_clipping(backbone, batch):
-    _, history = run(backbone, pj.ia3(), batch, train.tfew_objective(), steps=1)
+    _, history = run(backbone, pj.ia3(), batch, objectives.tfew_objective(), steps=1)
 
     def loss(adapter):
         params = pj.merge(backbone.params, pj.ia3().bind(adapter))
-        counts = train.tfew_objective().counts(batch)
+        counts = objectives.tfew_objective().counts(CONFIG, batch)
         key = jax.random.fold_in(jax.random.key(2), 0)
-        return train.tfew_objective().value(CONFIG, params, batch, key, counts)[0]
+        return objectives.tfew_objective().value(CONFIG, params, batch, key, counts)[0]
 
     gradient = jax.grad(loss)(pj.ia3().init(jax.random.key(1), backbone))
     np.testing.assert_allclose(
