@@ -1,0 +1,160 @@
+"""safetensors files, written and read one tensor at a time.
+
+The safetensors package's own functions for NumPy take and give copies of everything; here a tensor
+goes from its array to the file, and from the file into memory that JAX takes over as it is, so
+that neither way needs more than one copy of a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from peft_jax.errors import InputError
+from peft_jax.files import replace_file
+
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "F8_E4M3": jnp.float8_e4m3fn,
+    "F8_E5M2": jnp.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+
+# XLA's alignment of buffers on a CPU: such an array becomes a jax.Array without a copy.
+_ALIGNMENT = 64
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a file, not yet read.
+
+    Attributes:
+      shape: of the array.
+      dtype: of the array.
+      read: reads it; ``jax.device_put`` of what it returns makes no copy on a CPU.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+# --------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------
+def write_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    on_tensor: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Writes arrays (of jax or NumPy) into one file, which is there whole or not at all.
+
+    Args:
+      path: the file; replaced if it exists.
+      tensors: written in their order, in the dtype that they have.
+      metadata: strings for the file's header.
+      on_tensor: called with the name of every tensor that is written.
+
+    Raises:
+      InputError: an array has a dtype that the format lacks.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, array in tensors.items():
+        dtype = np.dtype(array.dtype)
+        if dtype not in _NAMES:
+            raise InputError(f"{path}: tensor {name} has dtype {dtype}, which no safetensors has")
+        start, end = end, end + array.size * dtype.itemsize
+        header[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(array.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replace_file(path) as new, new.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, array in tensors.items():
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            on_tensor(name)
+
+
+# --------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------
+def open_tensors(path: str | Path) -> dict[str, StoredTensor]:
+    """The tensors of a file by name; the data is read when it is asked for.
+
+    Raises:
+      InputError: there is no such file, or it is damaged or cut short.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            if not 2 <= length <= size - 8:
+                raise ValueError("its header does not fit into it")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        return {n: _entry(path, e, 8 + length, size) for n, e in header.items()}
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def _entry(path: Path, entry: dict[str, Any], data: int, size: int) -> StoredTensor:
+    shape = tuple(entry["shape"])
+    start, end = entry["data_offsets"]
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(f"dtype {entry['dtype']!r} is unknown")
+    dtype = np.dtype(_DTYPES[entry["dtype"]])
+    if end - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)) or start < 0:
+        raise ValueError(f"{end - start} bytes cannot hold {dtype} {shape}")
+    if data + end > size:
+        raise ValueError(f"it is cut short: {size} bytes of at least {data + end}")
+
+    def read() -> np.ndarray:
+        buffer = _aligned(end - start)
+        with path.open("rb", buffering=0) as file:
+            file.seek(data + start)
+            _fill(file, buffer, path)
+        return buffer.view(dtype).reshape(shape)
+
+    return StoredTensor(shape, dtype, read)
+
+
+def _aligned(size: int) -> np.ndarray:
+    buffer = np.empty(size + _ALIGNMENT, np.uint8)
+    offset = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[offset : offset + size]
+
+
+def _fill(file, buffer: np.ndarray, path: Path) -> None:
+    # One call reads at most 2 GiB on Linux.
+    done = 0
+    while done < len(buffer):
+        count = file.readinto(buffer[done:])
+        if not count:
+            raise InputError(f"{path} ends in the middle of a tensor")
+        done += count
