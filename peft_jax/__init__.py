@@ -31,6 +31,7 @@ from peft_jax.errors import InputError
 from peft_jax.generate import greedy
 from peft_jax.methods import (
     Method,
+    bitfit,
     classification_head,
     compose,
     count,
@@ -55,6 +56,7 @@ __all__ = [
     "__version__",
     "abstract_backbone",
     "backbone_config",
+    "bitfit",
     "classification_head",
     "compose",
     "count",

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 from peft_jax import tree
 from peft_jax.errors import InputError
-from peft_jax.methods import Method, compose, full, ia3, lora, prompt_tuning
+from peft_jax.methods import Method, bitfit, compose, full, ia3, lora, prompt_tuning
 from peft_jax.methods.ia3 import TARGETS as IA3_TARGETS
 from peft_jax.optimizers import OptimizerConfig
 
-MethodName = Literal["ia3", "lora", "prompt_tuning", "full"]
+MethodName = Literal["ia3", "lora", "bitfit", "prompt_tuning", "full"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,15 @@ class LoraConfig:
     dropout: float = 0.0
     rslora: bool = False
     """Scale by alpha / sqrt(rank)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BitFitConfig:
+    """Fields of ``pj.bitfit``; read where the method includes bitfit."""
+
+    targets: tuple[str, ...] | None = None
+    """Regular expressions on the ends of module paths; by default every bias, and one for every
+    projection without."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +172,7 @@ class Experiment:
     """Of the few-shot draw, the order of batches and templates, initialisation and dropout."""
     ia3: IA3Config = dataclasses.field(default_factory=IA3Config)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    bitfit: BitFitConfig = dataclasses.field(default_factory=BitFitConfig)
     prompt_tuning: PromptTuningConfig = dataclasses.field(default_factory=PromptTuningConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -177,6 +187,7 @@ def make_method(config: Experiment) -> Method:
     factories = {
         "ia3": lambda: ia3(**vars(config.ia3)),
         "lora": lambda: lora(**vars(config.lora)),
+        "bitfit": lambda: bitfit(**vars(config.bitfit)),
         "prompt_tuning": lambda: prompt_tuning(**vars(config.prompt_tuning)),
         "full": full,
     }

@@ -22,15 +22,19 @@ METHODS = {
     "everywhere": pj.compose(
         pj.lora(3, alpha=5.0, targets=("mlp/.*", "out"), rslora=True), pj.ia3(targets=".*")
     ),
+    "bitfit": pj.bitfit(),
     "prompt": pj.prompt_tuning(3, where="both"),
     "full": pj.full(),
     "composed": pj.compose(pj.ia3(), pj.lora(2), pj.prompt_tuning(3)),
 }
 PROMPTED = ("prompt", "composed")
 PROMPTLESS = [name for name in METHODS if name not in PROMPTED]
+# A T5 has no place for the biases that BitFit adds.
+FOLDABLE = [name for name in PROMPTLESS if name != "bitfit"]
 
 over_methods = pytest.mark.parametrize("name", METHODS)
 over_promptless = pytest.mark.parametrize("name", PROMPTLESS)
+over_foldable = pytest.mark.parametrize("name", FOLDABLE)
 over_configs = pytest.mark.parametrize("version", CONFIGS)
 
 

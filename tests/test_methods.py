@@ -23,6 +23,7 @@ from tests.random_adapters import (
     assert_same_trees,
     backbone_of,
     over_configs,
+    over_foldable,
     over_methods,
     over_promptless,
     run,
@@ -52,6 +53,10 @@ COUNTS = [
     (pj.lora(8, rslora=True, dropout=0.1), "t0_11b", 9_437_184),
     # T-Few's baseline without its layer norms.
     (pj.lora(4, targets=EVERY_PROJECTION), "t0_3b", 8_847_360),
+    # Liu et al. 2022 as released: without wo, whose name their pattern misspells, and without the
+    # layer norms that they train beside it.
+    (pj.bitfit(("attention/.*", "mlp/wi_.*")), "t0_3b", 1_081_344),
+    (pj.bitfit(), "t0_3b", 1_081_344 + 48 * 2048),
     # Lester et al. 2021, table 4.
     (pj.prompt_tuning(100), "t5_lm_small", 51_200),
     (pj.prompt_tuning(100), "t5_lm_base", 76_800),
@@ -320,7 +325,7 @@ def test_full_starts_from_a_copy():
 
 
 @over_configs
-@over_promptless
+@over_foldable
 def test_folded_equals_merged(name, version):
     backbone, method, stored = adapted_backbone(name, version)
     folded = method.fold(backbone.params, stored)
@@ -332,7 +337,7 @@ def test_folded_equals_merged(name, version):
     assert_same_trees(pj.fold(merged), folded)
 
 
-@over_promptless
+@over_foldable
 def test_folding_keeps_the_backbones_precision(name):
     backbone, method = backbone_of(dtype=jnp.bfloat16), METHODS[name]
     folded = method.fold(backbone.params, method.init(jax.random.key(0), backbone))
@@ -531,6 +536,7 @@ def test_lora_dropout_leaves_the_other_layers_alone():
         (pj.lora(targets="lm_head"), "v1_0", "encoder|decoder"),
         # LoRA has no place in a whole feed-forward, though (IA)³ has.
         (pj.lora(targets="mlp"), "v1_1", "mlp/"),
+        (pj.bitfit("attention/(qery|key_)"), "v1_1", "attention/(query|key)"),
         (pj.compose(pj.ia3(), pj.lora(targets="o")), "v1_1", "attention"),
     ],
 )
@@ -539,7 +545,7 @@ def test_a_mistyped_target_is_refused_with_the_nearest_names(method, version, ne
         method.init(jax.random.key(0), backbone_of(version))
 
 
-@pytest.mark.parametrize("make", [pj.ia3, pj.lora], ids=["ia3", "lora"])
+@pytest.mark.parametrize("make", [pj.ia3, pj.lora, pj.bitfit], ids=["ia3", "lora", "bitfit"])
 def test_no_target_at_all_is_refused(make):
     with pytest.raises(InputError, match="no target is given"):
         make(targets=()).init(jax.random.key(0), backbone_of())

@@ -49,10 +49,11 @@ class Backbone:
     def replace(self, **changes: Any) -> Backbone:
         """The same backbone with fields of its configuration changed (dropout, remat, ...).
 
-        A dropout of 0 turns all of them off; another rate is that of attention weights too.
+        A dropout of 0 turns all of them off; another rate is that of attention weights and of a
+        classification head too.
         """
         if "dropout" in changes:
-            changes = {"attention_dropout": None} | changes
+            changes = {"attention_dropout": None, "classifier_dropout": None} | changes
             if changes["dropout"] == 0:
                 changes = {"activation_dropout": None} | changes
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
@@ -82,6 +83,7 @@ RUN_FIELDS = (
     "dropout",
     "attention_dropout",
     "activation_dropout",
+    "classifier_dropout",
     "final_dropout",
     "remat",
     "activation_dtype",
@@ -117,8 +119,8 @@ class Slot(NamedTuple):
     """A place for a trainable leaf.
 
     Attributes:
-      kind: "lora_a", "lora_b", "ia3", "prompt", or "parameter" (one of the backbone's own, or of
-        a classification head that an adapter brings).
+      kind: "lora_a", "lora_b", "ia3", "bias" (of a projection that has none), "prompt", or
+        "parameter" (one of the backbone's own, or of a classification head that an adapter brings).
       shape: with the layer axis in front; a string is a size that the method chooses.
     """
 
@@ -129,7 +131,8 @@ class Slot(NamedTuple):
 def slots(config: Config) -> dict[str, Slot]:
     """Path -> :class:`Slot` for every leaf that :mod:`peft_jax.layers` looks for."""
     found: dict[str, Slot] = {}
-    for path, spec in tree.flatten(transformer.specification(config)).items():
+    own = tree.flatten(transformer.specification(config))
+    for path, spec in own.items():
         found[path] = Slot("parameter", spec.shape)
         module, _, leaf = path.rpartition("/")
         if leaf != "kernel":
@@ -138,6 +141,8 @@ def slots(config: Config) -> dict[str, Slot]:
         found[f"{module}/lora_a"] = Slot("lora_a", (*stack, inputs, "rank"))
         found[f"{module}/lora_b"] = Slot("lora_b", (*stack, "rank", outputs))
         found[f"{module}/ia3"] = Slot("ia3", (*stack, outputs))
+        if f"{module}/bias" not in own:
+            found[f"{module}/bias"] = Slot("bias", (*stack, outputs))
         if module.endswith("/wo"):
             found[f"{module.removesuffix('/wo')}/ia3"] = Slot("ia3", (*stack, inputs))
     for stack, depth in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):

@@ -16,6 +16,7 @@ from peft_jax.methods.base import (
     fold_leaves,
     merge,
 )
+from peft_jax.methods.bitfit import bitfit
 from peft_jax.methods.classification_head import classification_head
 from peft_jax.methods.full import full
 from peft_jax.methods.ia3 import ia3
@@ -26,6 +27,7 @@ __all__ = [
     "METHODS",
     "AtLayers",
     "Method",
+    "bitfit",
     "classification_head",
     "compose",
     "count",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 METHODS: dict[str, Callable[..., Method]] = {
+    "bitfit": bitfit,
     "classification_head": classification_head,
     "full": full,
     "ia3": ia3,
