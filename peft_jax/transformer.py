@@ -153,6 +153,8 @@ class Config:
     """Of attention weights, where it differs."""
     activation_dropout: float | None = None
     """Of the feed-forward's hidden activations, where it differs."""
+    classifier_dropout: float | None = None
+    """Of what a classification head reads, where it differs."""
     remat: str = "dots"
     """What the backward pass keeps of a layer: "none" recomputes nothing, "dots" keeps the
     projections' outputs, "full" keeps only the layer's input."""
@@ -165,7 +167,7 @@ class Config:
                 raise InputError(
                     f"{name} {getattr(self, name)!r} is unknown; one of {_list(known)}"
                 )
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
+        for name in ("dropout", "attention_dropout", "activation_dropout", "classifier_dropout"):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
                 raise InputError(f"{name} {rate} must be at least 0 and below 1")
@@ -658,6 +660,9 @@ def encode(config: Config, params: Params, batch: Batch, key: jax.Array | None =
         mask, real = (_with_prompt(each, prompt) for each in (mask, real))
     _check_length(config, "encoder", mask.shape[1])
     positions = _positions(config, real)
+    if config.count_positions:
+        # As in RoBERTa: padding that a mask lets be seen has the row in front of the first.
+        positions = jnp.where(real, positions, -1)
     visible = mask[:, None, None, :]
     if segments is not None:
         _refuse_packing(config)
@@ -1002,6 +1007,9 @@ def decode_step(
       place: index in the cache of the first new token, a soft prompt's rows counted.
     Returns:
       Hidden states [N, T, D] of the tokens, and the cache with the new places in it.
+
+    Raises:
+      InputError: learned positions do not reach as far as the cache does.
     """
     # The prompt stands in front of the sequence, so only the first step (a static 0) carries it;
     # that of a decoder-only model is part of the context.
@@ -1009,6 +1017,8 @@ def decode_step(
     rows = _prompt_length(params, "decoder") if first else 0
     source = params if rows else _without_prompt(params)
     length = cache.key.shape[3]
+    read_before = 0 if context.prompt is None else context.prompt.mask.shape[1]
+    _check_length(config, "decoder", read_before + length)
     behind = jnp.zeros((1, 1), jnp.int32)
     if context.prompt is not None:
         behind = jnp.repeat(context.position, len(tokens) // len(context.position))[:, None]
@@ -1134,13 +1144,15 @@ def classify(
         )
     reading_key, head_key = (None, None) if key is None else jax.random.split(key)
     x = _state_of_input(config, params, batch, reading_key)
-    if "pooler" in params:
-        x = jnp.tanh(layers.linear(params["pooler"], x, layers.site_key(head_key, 0)))
-    x = layers.dropout(layers.site_key(head_key, 1), x, config.dropout)
     own = params["classifier"]
+    rate = config.dropout if config.classifier_dropout is None else config.classifier_dropout
+    # A RoBERTa may have a pooler too, but its classifier has a layer of its own in its place.
+    if "pooler" in params and "dense" not in own:
+        x = jnp.tanh(layers.linear(params["pooler"], x, layers.site_key(head_key, 0)))
+    x = layers.dropout(layers.site_key(head_key, 1), x, rate)
     if "dense" in own:
         x = jnp.tanh(layers.linear(own["dense"], x, layers.site_key(head_key, 2)))
-        x = layers.dropout(layers.site_key(head_key, 3), x, config.dropout)
+        x = layers.dropout(layers.site_key(head_key, 3), x, rate)
     x = x.astype(jnp.float32)
     return layers.linear(own["out"], x, layers.site_key(head_key, 4))
 
