@@ -1,0 +1,244 @@
+"""The files of a T5X checkpoint, read and written without T5X: which tensors there are, and where.
+
+T5X's own format is a folder ``checkpoint_<step>``: a msgpack file ``checkpoint`` with the tree of
+the train state, whose leaves are arrays or TensorStore specs of zarr arrays that lie beside it::
+
+    {"version": 3, "optimizer": {"target": {...}, "state": {"step": ..., "param_states": ...}}}
+
+Through orbax it writes ``state/`` in that folder instead: one OCDBT database of zarr arrays, or
+(earlier) a folder for each and a msgpack file of ``PLACEHOLDER://`` strings. Only ``target``, the
+parameters, is looked at; of the optimizer nothing is read.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peft_jax import tree
+from peft_jax.errors import InputError
+from peft_jax.tensor_files import StoredTensor
+
+INDEX = "checkpoint"
+STATE = "state"
+_OCDBT = "manifest.ocdbt"
+_PLACEHOLDER = "PLACEHOLDER://"
+_TARGET = "target."
+
+# Bytes that one file of an array holds at most, as in T5X.
+_CHUNK = 64 * 2**20
+
+
+# --------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------
+def is_t5x(path: Path) -> bool:
+    """Whether a folder holds one of the formats, or a file is a checkpoint without arrays."""
+    if path.is_file():
+        return _has_target(path)
+    return any(_holds_arrays(folder) for folder in (path, path / STATE))
+
+
+def _holds_arrays(folder: Path) -> bool:
+    if (folder / INDEX).is_file() or (folder / _OCDBT).is_file():
+        return True
+    return folder.is_dir() and any(folder.glob(f"{_TARGET}*"))
+
+
+def _has_target(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(64)
+    return head[:1] >= b"\x80" and any(word in head for word in (b"optimizer", b"target"))
+
+
+def open_checkpoint(path: str | Path) -> dict[str, StoredTensor]:
+    """The parameters of a checkpoint by path (``encoder/layers_0/mlp/wo/kernel``), not yet read.
+
+    Raises:
+      InputError: no checkpoint is there, or an array that it names is missing or not whole.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _from_index(path, path.parent)
+    folder = path if _holds_arrays(path) else path / STATE
+    if (folder / INDEX).is_file():
+        return _from_index(folder / INDEX, folder)
+    names = _list_arrays(folder)
+    if not names:
+        steps = sorted(path.glob("checkpoint_*"))
+        found = f"; it holds {steps[-1].name}, which is one" if steps else ""
+        raise InputError(f"{path} is no T5X checkpoint: it has no file {INDEX!r}{found}")
+    return _open_arrays(folder, {n.removeprefix(_TARGET).replace(".", "/"): n for n in names})
+
+
+def _from_index(index: Path, folder: Path) -> dict[str, StoredTensor]:
+    """The leaves that a msgpack file holds or names."""
+    arrays: dict[str, str] = {}
+    found: dict[str, StoredTensor] = {}
+    for path, leaf in _leaves(_read_target(index)).items():
+        if isinstance(leaf, np.ndarray | np.generic):
+            array = np.asarray(leaf)
+            found[path] = StoredTensor(array.shape, array.dtype, functools.partial(_get, array))
+        elif isinstance(leaf, dict):
+            # The path that a spec names is relative to the folder where it was written.
+            place = leaf["kvstore"].get("path") or leaf.get("path") or ""
+            arrays[path] = Path(place).name
+        elif isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
+            arrays[path] = leaf.removeprefix(_PLACEHOLDER)
+        elif leaf is not None:
+            raise InputError(f"{index}: {path} is a {type(leaf).__name__}, which is no tensor")
+    return found | _open_arrays(folder, arrays)
+
+
+def _get(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _read_target(index: Path) -> dict[str, Any]:
+    from flax import serialization
+
+    content = index.read_bytes()
+    if content.startswith(b"model_checkpoint_path"):
+        raise InputError(
+            f"{index.parent} is a checkpoint of TensorFlow (Mesh TensorFlow's T5); T5X's "
+            "convert_tf_checkpoint makes one of T5X of it"
+        )
+    try:
+        state = serialization.msgpack_restore(content)
+    except Exception as error:  # msgpack raises a dozen kinds for a damaged file
+        raise InputError(f"{index} is not a readable T5X checkpoint: {error}") from None
+    for key in ("optimizer", "_optimizer"):
+        state = state.get(key, state) if isinstance(state, dict) else state
+    target = state.get("target") if isinstance(state, dict) else None
+    if not isinstance(target, dict) or not target:
+        raise InputError(f"{index} holds no parameters: its tree has no 'target'")
+    return target
+
+
+def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Path -> leaf; unlike in ``tree.flatten`` a TensorStore spec, itself a dict, is one."""
+    if not isinstance(node, dict) or {"driver", "kvstore"} <= node.keys():
+        return {prefix: node}
+    return {
+        path: leaf
+        for key, value in node.items()
+        for path, leaf in _leaves(value, f"{prefix}/{key}" if prefix else key).items()
+    }
+
+
+def _list_arrays(folder: Path) -> list[str]:
+    """Names of the target's arrays in a folder that no msgpack file describes."""
+    if not (folder / _OCDBT).is_file():
+        return [path.name for path in folder.glob(f"{_TARGET}*") if path.is_dir()]
+    import tensorstore as ts
+
+    try:
+        store = ts.KvStore.open(_store(folder, "")).result()
+        names = store.list(ts.KvStore.KeyRange(_TARGET, "target/")).result()
+    except ValueError as error:
+        raise InputError(f"{folder} is not a readable OCDBT database: {error}") from None
+    found = (re.fullmatch(r"(.*)/(?:\.zarray|zarr\.json)", name.decode()) for name in names)
+    return [match[1] for match in found if match]
+
+
+def _store(folder: Path, name: str) -> dict[str, Any]:
+    """TensorStore's spec of the key-value store that an array lies in."""
+    place = {"driver": "file", "path": f"{folder.resolve()}/"}
+    if (folder / _OCDBT).is_file():
+        return {"driver": "ocdbt", "base": place, "path": name}
+    return place | {"path": place["path"] + name}
+
+
+def _open_arrays(folder: Path, arrays: Mapping[str, str]) -> dict[str, StoredTensor]:
+    """Path -> tensor for path -> name; all are opened at once, since that is waiting mostly."""
+    import tensorstore as ts
+
+    opened = {}
+    for path, name in arrays.items():
+        spec = {"driver": "auto", "kvstore": _store(folder, name + "/")}  # zarr 2 or 3
+        opened[path] = ts.open(spec, open=True, read=True)
+    return {path: _tensor(folder, arrays[path], each) for path, each in opened.items()}
+
+
+def _tensor(folder: Path, name: str, opened: Any) -> StoredTensor:
+    try:
+        array = opened.result()
+        whole = _is_whole(array)
+    except ValueError as error:
+        raise InputError(f"{folder}: array {name} is missing or damaged: {error}") from None
+    if not whole:
+        raise InputError(
+            f"{folder}: array {name} lacks some of its chunks; the folder was not copied whole"
+        )
+
+    def read() -> np.ndarray:
+        try:
+            return array.read().result()
+        except ValueError as error:
+            raise InputError(f"{folder}: array {name} is damaged: {error}") from None
+
+    return StoredTensor(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), read)
+
+
+def _is_whole(array: Any) -> bool:
+    """Whether every chunk is there: TensorStore reads one that is missing as zeros."""
+    if array.fill_value is not None:
+        return True  # chunks of the fill value are not stored
+    chunk = array.chunk_layout.write_chunk.shape
+    wanted = math.prod(-(-size // each) for size, each in zip(array.shape, chunk, strict=True))
+    keys = array.kvstore.list().result()
+    return sum(not key.startswith((b".z", b"zarr.")) for key in keys) >= wanted
+
+
+# --------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------
+def write_checkpoint(
+    folder: Path,
+    tensors: Mapping[str, Callable[[], np.ndarray]],
+    step: int = 0,
+    on_tensor: Callable[[str], None] = lambda path: None,
+) -> None:
+    """Writes T5X's own format without an optimizer's state into an empty folder.
+
+    Args:
+      folder: an existing folder.
+      tensors: path -> a function that makes the array; it is called when the array is written.
+      step: of training.
+      on_tensor: called with the path of every tensor that is written.
+    """
+    import tensorstore as ts
+    from flax import serialization
+
+    specs = {}
+    for path, make in tensors.items():
+        array = make()
+        name = _TARGET + path.replace("/", ".") + "/"
+        spec = {
+            "driver": "zarr",
+            "dtype": array.dtype.name,
+            "kvstore": {"driver": "file", "path": name},
+            # Weights hardly get smaller, and T5X reads what is not compressed as well.
+            "metadata": {"shape": array.shape, "chunks": _chunks(array), "compressor": None},
+        }
+        specs[path] = ts.Spec(spec).to_json()
+        place = specs[path] | {"kvstore": _store(folder, name)}
+        ts.open(place, create=True, open=False).result().write(array).result()
+        on_tensor(path)
+    state = {"step": np.asarray(step, np.int32)}
+    index = {"version": 3, "optimizer": {"target": tree.unflatten(specs), "state": state}}
+    (folder / INDEX).write_bytes(serialization.msgpack_serialize(index))
+
+
+def _chunks(array: np.ndarray) -> list[int]:
+    """Shape of a chunk: whole rows, as many as fit."""
+    if not array.ndim:
+        return []
+    files = max(1, -(-array.nbytes // _CHUNK))
+    return [max(1, -(-len(array) // files)), *array.shape[1:]]
