@@ -55,14 +55,12 @@ def t5(variant: str) -> tuple[pj.Backbone, dict[str, np.ndarray]]:
 def by_hugging_face_name(backbone: pj.Backbone, leaves: dict) -> dict[str, np.ndarray]:
     """A tree like the backbone's parameters as transformers' tensors."""
     config = backbone.config
-    tensors = {}
+    leaves = tree.unflatten({path: np.asarray(leaf) for path, leaf in tree.flatten(leaves).items()})
+    places: dict[str, list] = {}
     for rule in hugging_face.FAMILIES[config.family].hugging_face_rules(config):
-        leaf = np.asarray(tree.get(leaves, rule.ours))
-        depth = config.encoder_layers if rule.ours.startswith("enc") else config.decoder_layers
-        for layer, name in rule.names(depth):
-            array = leaf if layer is None else leaf[layer]
-            tensors[name] = array.T if rule.transpose else array
-    return tensors
+        for layer, name in rule.names(config.depth(rule.ours)):
+            places.setdefault(name, []).append((rule, layer))
+    return {name: hugging_face._tensor(leaves, parts) for name, parts in places.items()}
 
 
 def inner_product(logits: jax.Array, arrays: dict[str, np.ndarray]) -> jax.Array:

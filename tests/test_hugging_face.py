@@ -242,7 +242,7 @@ def without_field(name):
         ),
         (with_field(num_layers=5), r"encoder.block.[1-4].* is missing"),
         (with_field(d_ff=11), r"has shape .*config.json asks for"),
-        (with_field(model_type="bert"), "model_type 'bert' is not supported; one of t5, mt5"),
+        (with_field(model_type="bort"), "model_type 'bort' is not supported; one of t5, mt5"),
         (without_field("model_type"), "model_type None"),
         (with_field(feed_forward_proj="gated-mish"), "feed_forward_proj 'gated-mish'"),
         (with_field(feed_forward_proj=3), "wrong type"),

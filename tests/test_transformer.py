@@ -22,6 +22,7 @@ CONFIG = transformer.Config(
     d_kv=6,
     encoder_layers=3,
     decoder_layers=2,
+    classifier_dense=True,
     dropout=0.0,
 )
 V1_0 = dataclasses.replace(CONFIG, activation="relu", gated=False, tied_head=True, scale_head=True)

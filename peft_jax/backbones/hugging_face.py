@@ -8,6 +8,7 @@ near one copy of the model.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peft_jax import transformer, tree
-from peft_jax.backbones.base import Backbone
+from peft_jax.backbones.base import RUN_FIELDS, Backbone
 from peft_jax.backbones.families import FAMILIES, Family
 from peft_jax.backbones.names import Rule
 from peft_jax.errors import InputError
@@ -152,6 +153,7 @@ def read_backbone(folder: str | Path, dtype: Any = jnp.float32) -> Backbone:
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
     rules = family.hugging_face_rules(config)
+    _check_head(folder, family, fields, config)
     _check_tensors(folder, config, rules, tensors)
     params = tree.unflatten({r.ours: _read_rule(config, r, tensors, dtype) for r in rules})
     vocabulary = folder / VOCABULARY
@@ -188,11 +190,6 @@ def _without_aliases(
     tied = fields.get("tie_word_embeddings", family.tied_by_default(fields["model_type"]))
     if head and embedding and tied and _same(head, embedding):
         del tensors[family.HEAD]
-    elif not head and tied is False and not any(n in tensors for n in family.CLASSIFIERS):
-        raise InputError(
-            f"{folder}: tensor {family.HEAD} is missing; {CONFIG} says that the head is not tied "
-            "to the embedding (tie_word_embeddings)"
-        )
     return tensors
 
 
@@ -200,6 +197,16 @@ def _same(tensor: Tensor, other: Tensor) -> bool:
     if tensor is other:
         return True
     return tensor.shape == other.shape and np.array_equal(tensor.read(), other.read())
+
+
+def _check_head(folder: Path, family: Family, fields: dict[str, Any], config: Config) -> None:
+    """A head that is read from the embedding must not be one of its own that is missing."""
+    tied = fields.get("tie_word_embeddings", family.tied_by_default(fields["model_type"]))
+    if config.lm_head and config.tied_head and tied is False:
+        raise InputError(
+            f"{folder}: tensor {family.HEAD} is missing; {CONFIG} says that the head is not tied "
+            "to the embedding (tie_word_embeddings)"
+        )
 
 
 def _check_tensors(
@@ -259,11 +266,15 @@ def write_backbone(
     Args:
       backbone: its parameters are written in the dtype that they have.
       max_shard_bytes: a model beyond this is split over several files with an index.
+
+    Raises:
+      InputError: the family's config.json cannot say what the configuration does.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     family = FAMILIES[backbone.config.family]
     rules = family.hugging_face_rules(backbone.config)
+    fields = _written_fields(family, backbone.config, rules)
     shards = _plan_shards(backbone, rules, max_shard_bytes)
     files = [
         WEIGHTS if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
@@ -279,12 +290,32 @@ def write_backbone(
         (folder / INDEX).write_text(json.dumps(index, indent=1))
     # What an earlier model left would be read in place of this one.
     (folder / (WEIGHTS if len(shards) > 1 else INDEX)).unlink(missing_ok=True)
-    fields = family.config_to_hugging_face(backbone.config)
     fields["torch_dtype"] = str(jax.tree.leaves(backbone.params)[0].dtype)
     (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
     if backbone.vocabulary is not None and folder / VOCABULARY != backbone.vocabulary:
         (folder / VOCABULARY).write_bytes(backbone.vocabulary.read_bytes())
     return folder
+
+
+_CLASSIFIER_FIELDS = ("classifier_dense", "classifier_bias")
+
+
+def _written_fields(family: Family, config: Config, rules: list[Rule]) -> dict[str, Any]:
+    """The config.json of a backbone; InputError where it would not give the same model again."""
+    fields = family.config_to_hugging_face(config)
+    names = {name for rule in rules for _, name in rule.names(config.depth(rule.ours))}
+    again = family.config_from_hugging_face(fields, names)
+    # What a head that an adapter brings would be like is no part of this model.
+    passed_over = RUN_FIELDS if config.num_labels else (*RUN_FIELDS, *_CLASSIFIER_FIELDS)
+    lost = [
+        f"{field.name} {getattr(config, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if field.name not in passed_over
+        and getattr(again, field.name) != getattr(config, field.name)
+    ]
+    if lost:
+        raise InputError(f"{CONFIG} of a {config.family} cannot say {', '.join(lost)}")
+    return fields
 
 
 Place = tuple[Rule, int | None]

@@ -104,3 +104,26 @@ def write_activation(activation: str, tanh: str = "gelu_new") -> str:
 def count_labels(fields: Mapping[str, Any], default: int = 2) -> int:
     """Classes of a classification head: transformers names them, and else counts ``default``."""
     return len(fields["id2label"]) if fields.get("id2label") else fields.get("num_labels", default)
+
+
+def eos_ids(value: int | list[int] | None) -> tuple[int, tuple[int, ...]]:
+    """``Config.eos_id`` (-1 where a family has none) and ``extra_eos_ids`` of an eos_token_id."""
+    ids = value if isinstance(value, list | tuple) else [-1 if value is None else value]
+    return ids[0], tuple(ids[1:])
+
+
+def write_eos_ids(eos_id: int, extra: tuple[int, ...]) -> int | list[int] | None:
+    """The eos_token_id that :func:`eos_ids` reads."""
+    return [eos_id, *extra] if extra else (None if eos_id < 0 else eos_id)
+
+
+def head_width(fields: Mapping[str, Any], width: str, heads: str) -> int:
+    """Width of one head, where config.json has the widths of all and their number."""
+    if fields[heads] < 1 or fields[width] % fields[heads]:
+        raise InputError(f"{heads} {fields[heads]} does not divide {width} {fields[width]}")
+    return fields[width] // fields[heads]
+
+
+def rate_beside(value: float | None, dropout: float) -> float | None:
+    """A dropout rate of its own kind as ``Config`` has it: None where it does not differ."""
+    return None if value == dropout else value
