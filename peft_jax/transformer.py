@@ -108,7 +108,8 @@ class Config:
     relative_buckets: int = 32
     relative_max_distance: int = 128
     max_positions: int = 0
-    """Tokens that learned positions reach; other kinds have no limit and leave it 0."""
+    """Tokens that learned positions reach. Rotary ones have no limit: of them it is what config.json
+    promises, or 0."""
     position_offset: int = 0
     """Rows of the table in front of the first position's (2 in RoBERTa and BART)."""
     count_positions: bool = False

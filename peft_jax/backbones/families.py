@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Protocol
 
-from peft_jax.backbones import bart, bert, roberta, t5
+from peft_jax.backbones import bart, bert, gemma, gpt2, llama, roberta, t5
 from peft_jax.backbones.names import Rule
 from peft_jax.transformer import Config
 
@@ -51,7 +51,7 @@ class Family(Protocol):
         """The config.json from which transformers, of version 4 or 5, rebuilds the same model."""
 
 
-_MODULES: tuple[Family, ...] = (t5, bert, roberta, bart)
+_MODULES: tuple[Family, ...] = (t5, bert, roberta, bart, gpt2, llama, gemma)
 
 FAMILIES: dict[str, Family] = {kind: module for module in _MODULES for kind in module.MODEL_TYPES}
 """By Hugging Face model type, which is also ``Config.family``."""

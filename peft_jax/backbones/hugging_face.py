@@ -307,6 +307,8 @@ def _written_fields(family: Family, config: Config, rules: list[Rule]) -> dict[s
     again = family.config_from_hugging_face(fields, names)
     # What a head that an adapter brings would be like is no part of this model.
     passed_over = RUN_FIELDS if config.num_labels else (*RUN_FIELDS, *_CLASSIFIER_FIELDS)
+    if config.positions == "rotary":
+        passed_over = (*passed_over, "max_positions")
     lost = [
         f"{field.name} {getattr(config, field.name)!r}"
         for field in dataclasses.fields(config)
