@@ -15,7 +15,6 @@ BERT's have their [CLS] and [SEP], a decoder's are the prompt in front of each c
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -42,14 +41,17 @@ Batch = dict[str, np.ndarray]
 
 
 def vocabulary_identity(path: str | os.PathLike) -> str:
-    """The SHA-256 (hex) of a vocabulary file: two files with one identity give the same tokens.
+    """A SHA-256 (hex) over what decides the tokens: vocabularies of one identity give the same.
 
-    Raises InputError if the file cannot be read.
+    Args:
+        path: a Hugging Face folder or one of its vocabulary's files; of a T5 it is the digest of
+            its spiece.model.
+
+    Raises InputError if there is no vocabulary, or it cannot be read.
     """
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"vocabulary {path} cannot be read: {error.strerror}") from error
+    from peft_jax.tokenizer_files import find_tokenizer
+
+    return find_tokenizer(path).identity
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,8 +143,9 @@ class ChoiceExamples:
             renumber = np.full(self.num_templates, -1, np.int32)
             renumber[chosen] = np.arange(len(chosen), dtype=np.int32)
             names, column = tuple(self.template_names[i] for i in chosen), renumber[self.template]
-        rows = {key: array[keep] for key, array in self._arrays().items() if key != "template"}
-        return dataclasses.replace(self, template_names=names, template=column[keep], **rows)
+        rows: dict = {key: array[keep] for key, array in self._arrays().items()}
+        rows |= {"template_names": names, "template": column[keep]}
+        return dataclasses.replace(self, **rows)
 
     def trimmed(self, multiple: int = 1) -> "ChoiceExamples":
         """The same rows with the fewest token places and choices that hold them all.
