@@ -108,7 +108,7 @@ class Config:
     relative_buckets: int = 32
     relative_max_distance: int = 128
     max_positions: int = 0
-    """Tokens that learned positions reach. Rotary ones have no limit: of them it is what config.json
+    """Tokens that learned positions reach. Rotary ones have no limit: of them it is what a file
     promises, or 0."""
     position_offset: int = 0
     """Rows of the table in front of the first position's (2 in RoBERTa and BART)."""
