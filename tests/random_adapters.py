@@ -9,9 +9,10 @@ import pytest
 
 import peft_jax as pj
 from peft_jax import transformer, tree
+from tests.families import FAMILIES
 from tests.test_transformer import CONFIG, V1_0, random_batch
 
-CONFIGS = {"v1_0": V1_0, "v1_1": CONFIG}
+CONFIGS = {"v1_0": V1_0, "v1_1": CONFIG} | FAMILIES
 # Several of them have leaves of equal shapes, so that one compiled program runs them all.
 METHODS = {
     "ia3": pj.ia3(),
@@ -35,7 +36,9 @@ FOLDABLE = [name for name in PROMPTLESS if name != "bitfit"]
 over_methods = pytest.mark.parametrize("name", METHODS)
 over_promptless = pytest.mark.parametrize("name", PROMPTLESS)
 over_foldable = pytest.mark.parametrize("name", FOLDABLE)
-over_configs = pytest.mark.parametrize("version", CONFIGS)
+over_t5 = pytest.mark.parametrize("version", ["v1_0", "v1_1"])
+# The T5s are there under their short names already.
+over_configs = pytest.mark.parametrize("version", [c for c in CONFIGS if not c.startswith("t5")])
 
 
 @functools.cache
@@ -43,14 +46,20 @@ def backbone_of(version="v1_1", dtype=jnp.float32):
     """Random weights, the norms' too. NumPy draws them: jax would compile a program per shape."""
     rng = np.random.default_rng(0)
     flat = tree.flatten(transformer.specification(CONFIGS[version]))
-    params = {
-        path: rng.uniform(0.5, 1.5, spec.shape)
-        if spec.std is None
-        else spec.std * rng.standard_normal(spec.shape)
-        for path, spec in flat.items()
-    }
+    params = {path: _random(rng, path, spec) for path, spec in flat.items()}
     params = {path: jnp.asarray(x, jnp.float32).astype(dtype) for path, x in params.items()}
     return pj.Backbone(tree.unflatten(params), CONFIGS[version], "random")
+
+
+def _random(rng, path, spec):
+    """Drawn so that every leaf matters: biases are not zero, and no state vanishes."""
+    if spec.std is None:
+        return rng.uniform(0.5, 1.5, spec.shape)
+    if not spec.std:
+        return 0.3 * rng.standard_normal(spec.shape)
+    width = spec.shape[-2] if path.endswith("kernel") else 1
+    std = spec.std if spec.std != 0.02 else width**-0.5
+    return std * rng.standard_normal(spec.shape)
 
 
 def adapted(backbone, *parts, noise=0.1, seed=0):

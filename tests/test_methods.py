@@ -26,6 +26,7 @@ from tests.random_adapters import (
     over_foldable,
     over_methods,
     over_promptless,
+    over_t5,
     run,
 )
 from tests.test_transformer import CONFIG, random_batch
@@ -332,7 +333,7 @@ def test_folded_equals_merged(name, version):
     assert jax.tree.map(jnp.shape, folded) == jax.tree.map(jnp.shape, backbone.params)
     merged = pj.merge(backbone.params, method.bind(stored))
     wanted = run(backbone, merged)
-    assert np.abs(wanted - run(backbone, backbone.params)).max() > 0.1
+    assert np.abs(wanted - run(backbone, backbone.params)).max() > 5e-3 * np.abs(wanted).max()
     oracle.assert_close(run(backbone, folded), wanted)
     assert_same_trees(pj.fold(merged), folded)
 
@@ -370,7 +371,7 @@ AT_LAYERS = {
 AT_LAYERS_KERNELS = {f"encoder/layers/{m}/kernel" for m in ("attention/key", "mlp/wo")}
 
 
-@over_configs
+@over_t5
 @pytest.mark.parametrize("name", AT_LAYERS)
 def test_only_the_chosen_layers_change(name, version):
     backbone = backbone_of(version)
