@@ -21,6 +21,7 @@ from peft_jax.generate import greedy
 from peft_jax.methods import merge
 from peft_jax.progress import step_bar
 from peft_jax.scoring import score_choices
+from peft_jax.tokenizer import Tokenizer, check_fits, kind_of, load_tokenizer, row_ids
 
 
 def evaluate_adapter(
@@ -68,7 +69,8 @@ def predict_text(
     Args:
       adapter_folder: a run's folder or an adapter file.
       source: the backbone, as for ``load_backbone``.
-      text: the input.
+      text: the input; of a decoder-only backbone the prompt, which the answer follows behind a
+        space unless it ends in white space itself.
       choices: at least two answers to rank, or none to generate.
     """
     if len(choices) == 1:
@@ -76,14 +78,17 @@ def predict_text(
     backbone = load_backbone(source)
     adapter, method = load_adapter(adapter_folder, backbone)
     params = merge(backbone.params, method.bind(adapter))
-    model = _vocabulary(backbone)
-    eos = backbone.config.eos_id
-    batch = {"encoder_input_tokens": np.asarray([[*model.encode(text), eos]], np.int32)}
+    config, tokenizer = backbone.config, _tokenizer(backbone)
+    ids, encoded = row_ids(tokenizer, kind_of(config), text, choices)
+    check_fits([id for row in (ids, *encoded) for id in row], config.vocab_size, "the texts")
+    batch = {"encoder_input_tokens": np.asarray([ids], np.int32)}
     if not choices:
-        ids = np.asarray(greedy(backbone, params, batch, max_length))[0]
-        return [(model.decode([int(i) for i in ids if i not in (0, eos)]), None)]
-    encoded = [[*model.encode(choice), eos] for choice in choices]
-    padded = np.zeros((1, len(encoded), max(map(len, encoded))), np.int32)
+        ends = (config.pad_id, config.eos_id, *config.extra_eos_ids)
+        written = np.asarray(greedy(backbone, params, batch, max_length))[0]
+        kept = [int(id) for id in written if id not in ends]
+        return [(tokenizer.decode(kept, skip_special=True).strip(), None)]
+    shape = (1, len(encoded), max(map(len, encoded)))
+    padded = np.full(shape, config.pad_id, np.int32)
     for row, ids in zip(padded[0], encoded, strict=True):
         row[: len(ids)] = ids
     batch |= {"choices": padded, "choice_mask": np.ones(padded.shape[:2], bool)}
@@ -92,9 +97,12 @@ def predict_text(
     return list(ranked)
 
 
-def _vocabulary(backbone: Backbone):
+def _tokenizer(backbone: Backbone) -> Tokenizer:
     if backbone.vocabulary is None:
-        raise InputError(f"backbone {backbone.name!r} has no spiece.model to read text with")
-    import sentencepiece
-
-    return sentencepiece.SentencePieceProcessor(model_file=str(backbone.vocabulary))
+        raise InputError(f"backbone {backbone.name!r} has no vocabulary to read text with")
+    if kind_of(backbone.config) == "encoder":
+        raise InputError(
+            f"backbone {backbone.name!r} is an encoder and writes no answers: evaluate its adapter "
+            "on a task of labels"
+        )
+    return load_tokenizer(backbone.vocabulary)

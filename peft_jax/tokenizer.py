@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from peft_jax.errors import InputError
 from peft_jax.tokenizer_files import ROLES, TokenizerFiles, find_tokenizer
@@ -190,6 +190,13 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """
     files = find_tokenizer(path)
     return Tokenizer(files, *build_model(files))
+
+
+def kind_of(config: Any) -> Kind:
+    """The kind of model that a `peft_jax.transformer.Config` describes."""
+    if not config.decoder_layers:
+        return "encoder"
+    return "encoder_decoder" if config.encoder_layers else "decoder"
 
 
 def row_ids(

@@ -214,6 +214,21 @@ def find_tokenizer(path: str | os.PathLike) -> TokenizerFiles:
     )
 
 
+def vocabulary_in(folder: str | os.PathLike) -> Path | None:
+    """What a backbone from this folder keeps as its vocabulary; None where there is none.
+
+    A plain T5's spiece.model, or the folder. Whether it can be read is found when it is.
+    """
+    folder = Path(folder)
+    names = (JSON, WORDPIECE, BYTE_BPE[0], *SENTENCEPIECE)
+    if not any((folder / name).is_file() for name in names):
+        return None
+    try:
+        return find_tokenizer(folder).location
+    except InputError:
+        return folder.resolve()
+
+
 def _source(path: Path) -> tuple[str, tuple[Path, ...]]:
     """Which kind of vocabulary, and its files."""
     if path.is_dir():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 import peft_jax as pj
 from peft_jax import tree
 from peft_jax.errors import InputError
+from peft_jax.tokenizer import load_tokenizer
 from tests import oracle
 from tests.random_adapters import backbone_of
 from tests.small_task import write_vocabulary
@@ -129,6 +131,23 @@ def test_files_that_are_no_prompt_are_named(tmp_path):
     for name in ("text.npy", "objects.npy", "absent.npy"):
         with pytest.raises(InputError, match=rf"{name} cannot be read as \.npy"):
             init(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "llama2"])
+def test_any_tokenizer_of_a_folder_gives_a_prompts_words(worded, name):
+    folder = Path(__file__).parent / "golden" / "tokenizers" / name
+    tokenizer = load_tokenizer(folder)
+    backbone, _ = worded
+    embedding = jnp.arange(tokenizer.vocab_size * 24.0).reshape(-1, 24)
+    params = backbone.params | {"token_embedder": {"embedding": embedding}}
+    config = dataclasses.replace(backbone.config, vocab_size=tokenizer.vocab_size)
+    large = pj.Backbone(params, config, name, folder)
+    ids = tokenizer.encode("the lazy dog")
+    rows = prompt_rows(pj.prompt_tuning(len(ids), "text", text="the lazy dog"), large)
+    assert token_ids(rows, large).tolist() == ids
+    small = dataclasses.replace(backbone, vocabulary=folder)
+    with pytest.raises(InputError, match="does not fit an embedding of 97 rows"):
+        prompt_rows(pj.prompt_tuning(3, "text", text="the lazy dog"), small)
 
 
 def test_prompts_of_words_need_a_vocabulary_and_words(worded):

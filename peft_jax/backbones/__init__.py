@@ -79,13 +79,20 @@ def load_backbone(source: str | Path, dtype: Any = None, **run: Any) -> Backbone
 
 
 def vocabulary_path(source: str | Path) -> Path:
-    """The SentencePiece model of "tiny" or of a checkpoint folder, without reading its weights."""
-    from peft_jax.backbones.hugging_face import VOCABULARY
+    """The vocabulary of "tiny" or of a checkpoint folder, without reading its weights.
 
-    path = (TINY if str(source) == "tiny" else Path(source)) / VOCABULARY
-    if not path.is_file():
-        raise InputError(f"backbone {str(source)!r} has no vocabulary: {path} does not exist")
-    return path.resolve()
+    Its spiece.model if that says all (T5), else the folder; see ``tokenizer.load_tokenizer``.
+    """
+    from peft_jax.tokenizer_files import vocabulary_in
+
+    folder = TINY if str(source) == "tiny" else Path(source)
+    path = vocabulary_in(folder)
+    if path is None:
+        raise InputError(
+            f"backbone {str(source)!r} has no vocabulary: {folder} holds no tokenizer.json, "
+            "vocab.txt, vocab.json or SentencePiece model"
+        )
+    return path
 
 
 def save_backbone(folder: str | Path, backbone: Backbone) -> Path:

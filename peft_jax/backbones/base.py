@@ -27,7 +27,7 @@ class Backbone:
       params: nested dict of arrays, see :mod:`peft_jax.transformer`.
       config: what the parameters mean.
       name: where it came from: a named configuration or a folder.
-      vocabulary: path of its SentencePiece model, or None.
+      vocabulary: the folder or file that ``tokenizer.load_tokenizer`` reads, or None.
     """
 
     params: Params

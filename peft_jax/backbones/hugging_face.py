@@ -26,6 +26,7 @@ from peft_jax.backbones.base import RUN_FIELDS, Backbone
 from peft_jax.backbones.families import FAMILIES, Family
 from peft_jax.backbones.names import Rule
 from peft_jax.errors import InputError
+from peft_jax.tokenizer_files import vocabulary_in
 from peft_jax.transformer import Config
 from peft_jax.tree import Params
 
@@ -156,10 +157,7 @@ def read_backbone(folder: str | Path, dtype: Any = jnp.float32) -> Backbone:
     _check_head(folder, family, fields, config)
     _check_tensors(folder, config, rules, tensors)
     params = tree.unflatten({r.ours: _read_rule(config, r, tensors, dtype) for r in rules})
-    vocabulary = folder / VOCABULARY
-    return Backbone(
-        params, config, folder.name, vocabulary.resolve() if vocabulary.is_file() else None
-    )
+    return Backbone(params, config, folder.name, vocabulary_in(folder))
 
 
 def _canonical(family: Family, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -292,9 +290,20 @@ def write_backbone(
     (folder / (WEIGHTS if len(shards) > 1 else INDEX)).unlink(missing_ok=True)
     fields["torch_dtype"] = str(jax.tree.leaves(backbone.params)[0].dtype)
     (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
-    if backbone.vocabulary is not None and folder / VOCABULARY != backbone.vocabulary:
-        (folder / VOCABULARY).write_bytes(backbone.vocabulary.read_bytes())
+    _write_vocabulary(folder, backbone.vocabulary)
     return folder
+
+
+def _write_vocabulary(folder: Path, vocabulary: Path | None) -> None:
+    from peft_jax.backbones.native import copy_vocabulary
+
+    if vocabulary is None:
+        return
+    if vocabulary.is_dir():
+        if vocabulary != folder.resolve():
+            copy_vocabulary(vocabulary, folder)
+    elif folder / VOCABULARY != vocabulary:
+        (folder / VOCABULARY).write_bytes(vocabulary.read_bytes())
 
 
 _CLASSIFIER_FIELDS = ("classifier_dense", "classifier_bias")

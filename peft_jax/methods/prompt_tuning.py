@@ -131,14 +131,14 @@ def _from_file(path: Path, shape: tuple[int, int]) -> jax.Array:
 def _encode(texts: Sequence[str], backbone: Backbone) -> list[np.ndarray]:
     if backbone.vocabulary is None:
         raise InputError(
-            f"backbone {backbone.name!r} has no vocabulary (spiece.model): a prompt cannot be "
-            "initialised from text"
+            f"backbone {backbone.name!r} has no vocabulary to initialise a prompt from text with"
         )
-    import sentencepiece
+    from peft_jax.tokenizer import check_fits, load_tokenizer
 
-    model = sentencepiece.SentencePieceProcessor(model_file=str(backbone.vocabulary))
-    encoded = [np.asarray(model.encode(t), np.int32) for t in texts]
+    tokenizer = load_tokenizer(backbone.vocabulary)
+    encoded = [tokenizer.encode(text) for text in texts]
     for given, ids in zip(texts, encoded, strict=True):
-        if not len(ids):
+        if not ids:
             raise InputError(f"text {given!r} has no tokens to start a prompt from")
-    return encoded
+        check_fits(ids, backbone.config.vocab_size, f"text {given!r}")
+    return [np.asarray(ids, np.int32) for ids in encoded]
