@@ -93,6 +93,29 @@ class Prepare:
 
 
 @dataclasses.dataclass(frozen=True)
+class Convert:
+    """Write a backbone in another format: Hugging Face's, T5X's, or ours, the fastest to load."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FROM")]
+    """A Hugging Face folder, a T5X checkpoint, a folder of ours (which it is, is found out), or
+    "tiny"."""
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TO")]
+    """Folder to write."""
+    to: Literal["hugging_face", "native", "t5x"] | None = None
+    """By default t5x for a folder named checkpoint_<step>, hugging_face for a folder of ours, and
+    native for the others."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the tensors; by default each keeps its own."""
+    backbone_config: str | None = None
+    """For a T5X checkpoint without a gin file: the published model that it is like, such as
+    t5_v1_1_base. Its activation and tokens are taken, the sizes are the checkpoint's own."""
+    scanned: bool = False
+    """For t5x: all layers in one array, as its network scalable_t5 keeps them."""
+    overwrite: bool = False
+    """Replace the backbone that is at TO."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """Many runs, one table, one picture."""
 
@@ -206,6 +229,24 @@ def prepare(arguments: Sequence[str]) -> None:
     )
 
 
+def convert(arguments: Sequence[str]) -> None:
+    given = _parse(Convert, "convert", arguments)
+    from peft_jax import convert as conversion
+
+    console = Console()
+    summaries = conversion.convert(
+        given.source,
+        given.target,
+        given.to,
+        dtype=given.dtype,
+        config=given.backbone_config,
+        scanned=given.scanned,
+        overwrite=given.overwrite,
+        console=console,
+    )
+    console.print(conversion.table(*summaries))
+
+
 def pretrain(arguments: Sequence[str]) -> None:
     name = _value_of("--config", arguments)
     default = PretrainConfig() if name is None else configuration.load_preset(name, PretrainConfig)
@@ -247,6 +288,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "evaluate": (evaluate, "score a saved adapter on a task"),
     "predict": (predict, "answer one input with a saved adapter"),
     "prepare": (prepare, "tokenise a task into a file that needs no TensorFlow"),
+    "convert": (convert, "write a backbone in another format: Hugging Face, T5X, our own"),
     "study": (study, "many runs, one table, one picture"),
     "pretrain": (pretrain, "make the embedded backbone again"),
 }

@@ -80,4 +80,6 @@ def check_free(path: str | Path, overwrite: bool = False) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; a folder is to be written there")
     if not overwrite and path.is_dir() and any(path.iterdir()):
-        raise InputError(f"{path} exists and is not empty; give another place, or overwrite it")
+        raise InputError(
+            f"{path} exists and is not empty; give another place, or overwrite it (--overwrite)"
+        )

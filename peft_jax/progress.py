@@ -60,9 +60,9 @@ class TrainingProgress:
 
 @contextlib.contextmanager
 def step_bar(
-    console: Console, description: str, total: int, quiet: bool = False
+    console: Console, description: str, total: int | None, quiet: bool = False
 ) -> Iterator[Callable[[int], None]]:
-    """A bar over ``total`` items; yields the function that advances it."""
+    """A bar over ``total`` items (None: nobody knows); yields the function that advances it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     hidden = quiet or not console.is_terminal
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:

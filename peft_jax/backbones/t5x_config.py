@@ -46,6 +46,7 @@ _NAMES = {
     "family": ("PEFT_JAX_FAMILY",),
     "eos_id": ("PEFT_JAX_EOS_ID",),
 }
+_FAMILIES = ("t5", "mt5")
 _ACTIVATIONS = ("T5Config.mlp_activations", "MlpBlock.activations")
 
 # flax's names of activations; its gelu is the tanh form.
@@ -95,6 +96,8 @@ def _gin_fields(file: Path) -> dict[str, Any]:
     for field, names in _NAMES.items():
         found = [values[name] for name in names if name in values]
         fields |= {field: found[0]} if found else {}
+    if fields.get("family", "t5") not in _FAMILIES:
+        raise InputError(f"{file}: family {fields['family']!r} is none of {', '.join(_FAMILIES)}")
     found = [values[name] for name in _ACTIVATIONS if name in values]
     if found:
         first, *second = found[0]
@@ -154,6 +157,8 @@ def gin_text(config: Config, scanned: bool) -> str:
     Raises:
       InputError: shapes and gin cannot tell the configuration: T5X has no such model.
     """
+    if config.family not in _FAMILIES:
+        raise InputError(f"T5X's networks are T5s ({', '.join(_FAMILIES)}), not a {config.family}")
     if config.activation not in _TO_FLAX:
         raise InputError(
             f"T5X has no such model: activation is {config.activation!r}, in T5X it is one of "

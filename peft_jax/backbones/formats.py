@@ -1,0 +1,106 @@
+"""Which format a checkpoint has, and reading any of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax.numpy as jnp
+
+from peft_jax.backbones import hugging_face, native, t5x, t5x_files
+from peft_jax.backbones.base import Backbone
+from peft_jax.errors import InputError
+from peft_jax.tensor_files import open_tensors
+
+Format = Literal["hugging_face", "native", "t5x"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+# What says that a folder, or a file, is an adapter, and whose.
+_ADAPTER_FILES = {
+    "adapter_config.json": "PEFT",
+    "adapter_model.safetensors": "PEFT",
+    "adapter_model.bin": "PEFT",
+    "adapter.safetensors": "peft_jax",
+}
+
+
+def checkpoint_format(path: str | Path) -> Format:
+    """Which of the formats the backbone at ``path`` has.
+
+    Raises:
+      InputError: there is none, or an adapter.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"no checkpoint folder at {path}")
+    if native.is_native(path):
+        return "native"
+    _refuse_adapter(path)
+    if (path / hugging_face.CONFIG).is_file():
+        return "hugging_face"
+    if t5x_files.is_t5x(path):
+        return "t5x"
+    steps = [each for each in path.glob("checkpoint_*") if t5x_files.is_t5x(each)]
+    if steps:
+        newest = max(steps, key=lambda each: (len(each.name), each.name))
+        raise InputError(f"{path} holds T5X checkpoints; give one of them, such as {newest}")
+    raise InputError(
+        f"{path} is no checkpoint of a backbone: it has no {hugging_face.CONFIG} (Hugging Face's "
+        "or ours), and no file 'checkpoint' or folder 'state' (T5X's)"
+    )
+
+
+def _refuse_adapter(path: Path) -> None:
+    whose = next((w for name, w in _ADAPTER_FILES.items() if (path / name).is_file()), None)
+    if path.is_file() and path.suffix in (".safetensors", ".npy", ".pt", ".bin"):
+        whose = "one file"
+    if whose is not None:
+        raise InputError(f"{path} is an adapter or a part of one ({whose}), not a backbone")
+
+
+def read_backbone(
+    path: str | Path,
+    dtype: Any = None,
+    named: str | None = None,
+    on_leaf: Callable[[str], None] = lambda path: None,
+) -> Backbone:
+    """The backbone at ``path``, whatever its format.
+
+    Args:
+      path: a folder.
+      dtype: of the parameters; None keeps what is stored.
+      named: the configuration that a T5X checkpoint takes what its shapes do not tell from.
+      on_leaf: called with the path of every leaf that is read.
+
+    Raises:
+      InputError: what is there cannot be read, or ``named`` is given for another format.
+    """
+    path = Path(path)
+    kind = checkpoint_format(path)
+    if kind == "t5x":
+        return t5x.read_backbone(path, dtype, named, on_leaf)
+    if named is not None:
+        raise InputError(
+            f"{path} says its own configuration; {named!r} can only be given for a checkpoint of "
+            "T5X, which keeps none"
+        )
+    if kind == "native":
+        return native.read_backbone(path, dtype, on_leaf)
+    return hugging_face.read_backbone(path, _stored_dtype(path) if dtype is None else dtype)
+
+
+def _stored_dtype(folder: Path) -> Any:
+    """The narrowest dtype that holds every tensor of a Hugging Face folder."""
+    index = folder / hugging_face.INDEX
+    files = [folder / hugging_face.WEIGHTS]
+    if not files[0].is_file():
+        files = []
+        if index.is_file():
+            weight_map = json.loads(index.read_bytes()).get("weight_map", {})
+            files = [folder / name for name in set(weight_map.values())]
+    found = {each.dtype for file in files for each in open_tensors(file).values()}
+    floating = [dtype for dtype in found if jnp.issubdtype(dtype, jnp.floating)]
+    # Torch's own files are read as float32, which holds what they have.
+    return jnp.result_type(*floating) if floating else jnp.float32
