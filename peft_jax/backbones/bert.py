@@ -141,8 +141,6 @@ def hugging_face_rules(config: Config) -> list[Rule]:
         rules += linear("head_transform", "cls.predictions.transform.dense")
         rules += norm("head_norm", "cls.predictions.transform.LayerNorm")
         rules.append(Rule("lm_head/bias", "cls.predictions.bias"))
-        if not config.tied_head:
-            rules.append(Rule("lm_head/kernel", HEAD, True))
     if config.num_labels:
         rules += linear("classifier/out", "classifier")
     return rules
@@ -160,11 +158,15 @@ UNUSED = (r"bert\.embeddings\.(position|token_type)_ids", r"cls\.seq_relationshi
 
 def canonical_name(name: str) -> str:
     """With the prefix, and with the names that norms have had since 2019."""
+    return complete_name(name, "bert")
+
+
+def complete_name(name: str, prefix: str) -> str:
+    """The name in a model with a head, for one in a bare model or in a file of 2018."""
     if re.match(r"(embeddings|encoder|pooler)\.", name):
-        name = f"bert.{name}"
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-        "LayerNorm.beta", "LayerNorm.bias"
-    )
+        name = f"{prefix}.{name}"
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+    return name.replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def tied_by_default(model_type: str) -> bool:
@@ -222,6 +224,24 @@ def read_encoder_fields(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def read_head(
+    fields: dict[str, Any], names: Collection[str], has_head: bool, matrix: str
+) -> dict[str, Any]:
+    """Fields of ``Config`` for a file with or without a masked-LM head; it must be tied.
+
+    Args:
+      matrix: name of the tensor that only an untied head has. (Which of an untied head's two
+        biases counts has changed with transformers 5.)
+    """
+    if not has_head:
+        return {}
+    if matrix in names:
+        raise InputError(f"tensor {matrix} differs from the embedding, which is not supported")
+    if fields.get("tie_word_embeddings") is False:
+        raise InputError("tie_word_embeddings False is not supported with a masked-LM head")
+    return MASKED_LM
+
+
 def config_from_hugging_face(fields: dict[str, Any], names: Collection[str]) -> Config:
     """The configuration that a ``config.json`` describes, with the parts that the file has."""
     OPTIONS.check(fields)
@@ -231,10 +251,10 @@ def config_from_hugging_face(fields: dict[str, Any], names: Collection[str]) -> 
             "a classifier without a pooler labels every token (BertForTokenClassification), which "
             "is not supported; a BertForSequenceClassification has both"
         )
-    head = MASKED_LM if any(name.startswith("cls.predictions.") for name in names) else {}
+    has_head = any(name.startswith("cls.predictions.") for name in names)
     return encoder_config(
         **read_encoder_fields(fields),
-        **(head | {"tied_head": bool(head) and HEAD not in names}),
+        **read_head(fields, names, has_head, HEAD),
         max_positions=fields.get("max_position_embeddings", 512),
         pad_id=fields.get("pad_token_id") or 0,
         pooler=pooler,
@@ -261,7 +281,7 @@ def write_encoder_fields(config: Config) -> dict[str, Any]:
         "classifier_dropout": config.classifier_dropout,
         "pad_token_id": config.pad_id,
         "eos_token_id": options.write_eos_ids(config.eos_id, config.extra_eos_ids),
-        "tie_word_embeddings": config.tied_head or not config.lm_head,
+        "tie_word_embeddings": True,
     }
     return fields | ({"num_labels": config.num_labels} if config.num_labels else {})
 

@@ -6,7 +6,6 @@ number says; its classifier has a layer of its own in the pooler's place.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from typing import Any
 
@@ -62,8 +61,6 @@ def hugging_face_rules(config: Config) -> list[Rule]:
         rules += bert.linear("head_transform", "lm_head.dense")
         rules += bert.norm("head_norm", "lm_head.layer_norm")
         rules.append(Rule("lm_head/bias", "lm_head.bias"))
-        if not config.tied_head:
-            rules.append(Rule("lm_head/kernel", HEAD, True))
     if config.num_labels:
         rules += bert.linear("classifier/dense", "classifier.dense")
         rules += bert.linear("classifier/out", "classifier.out_proj")
@@ -81,8 +78,7 @@ UNUSED = (r"roberta\.embeddings\.(position|token_type)_ids",)
 
 def canonical_name(name: str) -> str:
     """With the prefix that a bare model's file lacks."""
-    bare = re.match(r"(embeddings|encoder|pooler)\.", name)
-    return f"roberta.{name}" if bare else name
+    return bert.complete_name(name, "roberta")
 
 
 def tied_by_default(model_type: str) -> bool:
@@ -107,11 +103,10 @@ def config_from_hugging_face(fields: dict[str, Any], names: Collection[str]) -> 
             "own activation is always 'gelu'"
         )
     pad_id = fields.get("pad_token_id", 1)
-    head = bert.MASKED_LM if masked_lm else {}
     return _config(
         pad_id,
         **read,
-        **(head | {"tied_head": masked_lm and HEAD not in names}),
+        **bert.read_head(fields, names, masked_lm, HEAD),
         max_positions=fields.get("max_position_embeddings", 512) - pad_id - 1,
         pooler="roberta.pooler.dense.weight" in names,
         num_labels=options.count_labels(fields) if CLASSIFIERS[0] in names else 0,
