@@ -31,6 +31,7 @@ from peft_jax.errors import InputError
 from peft_jax.generate import greedy
 from peft_jax.methods import (
     Method,
+    bank,
     bitfit,
     classification_head,
     compose,
@@ -56,6 +57,7 @@ __all__ = [
     "__version__",
     "abstract_backbone",
     "backbone_config",
+    "bank",
     "bitfit",
     "classification_head",
     "compose",

@@ -14,6 +14,8 @@ leaf                  beside                     effect
 ``prompt``            a stack's ``layers``       rows in front of the embedded tokens
 ====================  =========================  ==============================================
 
+All of these may have an axis [B] in front: one leaf for each input of the batch (see `tasks`).
+
 Shapes: B inputs, N sequences (B times the choices of an input), T query and S key positions,
 H heads of K entries (H_kv of them with keys of their own), D = d_model, F = d_ff. Softmax, norm
 statistics and logits are float32.
@@ -96,22 +98,44 @@ def linear(params: Params, x: jax.Array, key: jax.Array | None = None) -> jax.Ar
 
     Args:
       params: ``kernel`` [in, out] and any of ``lora_a`` [in, r], ``lora_b`` [r, out],
-        ``lora_dropout`` [], ``bias`` [out], ``ia3`` [out].
-      x: [..., in].
+        ``lora_dropout`` [], ``bias`` [out], ``ia3`` [out]; all but the kernel may have an axis [B]
+        in front, for adapters that differ between the inputs of a batch.
+      x: [N, ..., in].
       key: for LoRA's dropout; None means evaluation.
     """
     y = matmul(x, params["kernel"])
     if "lora_a" in params:
         inputs = x
         if key is not None and "lora_dropout" in params:
-            inputs = dropout(key, x, params["lora_dropout"])
-        low_rank = inputs @ params["lora_a"].astype(x.dtype)
-        y = y + low_rank @ params["lora_b"].astype(x.dtype)
+            inputs = dropout(key, x, per_row(params["lora_dropout"], x, 0))
+        low_rank = _times(inputs, params["lora_a"].astype(x.dtype))
+        y = y + _times(low_rank, params["lora_b"].astype(x.dtype))
     if "bias" in params:
-        y = y + params["bias"].astype(x.dtype)
+        y = y + per_row(params["bias"], y).astype(x.dtype)
     if "ia3" in params:
-        y = y * params["ia3"].astype(x.dtype)
+        y = y * per_row(params["ia3"], y).astype(x.dtype)
     return y
+
+
+def per_row(leaf: jax.Array, x: jax.Array, ndim: int = 1) -> jax.Array:
+    """A leaf of ``ndim`` axes to broadcast against x [N, ...]: one for all, or one for each row.
+
+    Args:
+      leaf: as a layer reads it, or [B, ...] with N a multiple of B: the leaf of each input, whose
+        N // B sequences stand together.
+    """
+    if leaf.ndim == ndim:
+        return leaf
+    repeated = jnp.repeat(leaf, x.shape[0] // leaf.shape[0], axis=0)
+    return repeated.reshape(x.shape[0], *(1,) * (x.ndim - 1 - ndim), *leaf.shape[1:])
+
+
+def _times(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """x [N, ..., in] times [in, out], or times each input's own [B, in, out]."""
+    if matrix.ndim == 2:
+        return x @ matrix
+    folded = x.reshape(matrix.shape[0], -1, x.shape[-1]) @ matrix
+    return folded.reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def fold_linear(params: Params) -> Params:
@@ -193,11 +217,12 @@ def rms_norm(
     """
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+    scale = per_row(params["scale"], x)
     if unit_offset:
-        y = (y * (1 + params["scale"].astype(jnp.float32))).astype(x.dtype)
+        y = (y * (1 + scale.astype(jnp.float32))).astype(x.dtype)
     else:
-        y = y.astype(x.dtype) * params["scale"].astype(x.dtype)
-    return y + params["bias"].astype(x.dtype) if "bias" in params else y
+        y = y.astype(x.dtype) * scale.astype(x.dtype)
+    return y + per_row(params["bias"], x).astype(x.dtype) if "bias" in params else y
 
 
 def layer_norm(params: Params, x: jax.Array, epsilon: float) -> jax.Array:
@@ -205,8 +230,8 @@ def layer_norm(params: Params, x: jax.Array, epsilon: float) -> jax.Array:
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
-    y = y * params["scale"].astype(jnp.float32) + params["bias"].astype(jnp.float32)
-    return y.astype(x.dtype)
+    scale, bias = (per_row(params[n], x).astype(jnp.float32) for n in ("scale", "bias"))
+    return (y * scale + bias).astype(x.dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -233,7 +258,7 @@ def mlp(
         gate = act(linear(params["wi_0"], x, site_key(key, 0)))
         hidden = gate * linear(params["wi_1"], x, site_key(key, 1))
     if "ia3" in params:
-        hidden = hidden * params["ia3"].astype(x.dtype)
+        hidden = hidden * per_row(params["ia3"], hidden).astype(x.dtype)
     hidden = dropout(site_key(key, 2), hidden, rate)
     return linear(params["wo"], hidden, site_key(key, 3))
 

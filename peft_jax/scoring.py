@@ -45,6 +45,7 @@ def choice_log_probs(
     Returns:
       [B, C, T] float32; what stands at padding has no meaning (mask with ``choices != pad``).
     """
+    params = transformer.for_tasks(params, batch)
     encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
     choices = batch["choices"]
     b, c, t = choices.shape
@@ -147,6 +148,7 @@ def verbalizer_log_probs(
         raise InputError(
             f"choices have {choices.shape[-1]} token places; a verbaliser is one token, as the mask"
         )
+    params = transformer.for_tasks(params, batch)
     encoder_key, head_key = (None, None) if key is None else jax.random.split(key)
     hidden = transformer.encode(config, params, batch, encoder_key).hidden
     rows = hidden.shape[1] - tokens.shape[1]  # of a soft prompt

@@ -30,7 +30,8 @@ optionally ``encoder_mask`` [B, S] and ``decoder_mask`` [B, T] (default: tokens 
 padding), ``encoder_token_types`` [B, S], ``encoder_segment_ids`` [B, S] and
 ``decoder_segment_ids`` [B, T] for packed examples. Of a decoder-only model ``decoder_positions``
 [B, T] and ``decoder_causal_attention`` [B, T] are read too: 1 at places that all others see
-(a prefix language model).
+(a prefix language model). With a bank of adapters in the parameters, ``task_ids`` [B] says whose
+adapter each input has; what takes a batch whole reads it (see :func:`for_tasks`).
 """
 
 from __future__ import annotations
@@ -396,6 +397,57 @@ def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
 
 
 # --------------------------------------------------------------------------------------------
+# Adapters that differ between the inputs of a batch
+# --------------------------------------------------------------------------------------------
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PerTask:
+    """A leaf of a bank: [tasks + 1, ...], or [L, tasks + 1, ...] in a stack of layers.
+
+    The last one changes nothing: it serves the inputs without an adapter.
+    """
+
+    values: jax.Array
+    stacked: bool = dataclasses.field(metadata={"static": True})
+
+
+def for_tasks(params: Params, batch: Batch) -> Params:
+    """Parameters in which each input of a batch has the leaves of its own task.
+
+    Args:
+      params: merged with a bank (``methods.bank``); without one they are returned as they are.
+      batch: ``task_ids`` [B] int32, the index of each input's adapter in the bank; -1: none.
+    Raises:
+      InputError: the batch does not say the tasks, or (where it can be seen) one doesn't exist.
+    """
+    found = [x for x in jax.tree.leaves(params, is_leaf=_is_per_task) if _is_per_task(x)]
+    if not found:
+        return params
+    if "task_ids" not in batch:
+        raise InputError("the parameters hold a bank of adapters: the batch needs task_ids [B]")
+    ids = batch["task_ids"]
+    tasks = found[0].values.shape[1 if found[0].stacked else 0] - 1
+    if not isinstance(ids, jax.core.Tracer):
+        wrong = [int(i) for i in ids if not -1 <= i < tasks]
+        if wrong:
+            raise InputError(
+                f"task_ids: {wrong[0]} is not in a bank of {tasks} adapters (-1: none)"
+            )
+    ids = jnp.asarray(ids)
+
+    def own(leaf):
+        if not _is_per_task(leaf):
+            return leaf
+        return leaf.values[:, ids] if leaf.stacked else leaf.values[ids]
+
+    return jax.tree.map(own, params, is_leaf=_is_per_task)
+
+
+def _is_per_task(leaf: Any) -> bool:
+    return isinstance(leaf, PerTask)
+
+
+# --------------------------------------------------------------------------------------------
 # What all stacks share
 # --------------------------------------------------------------------------------------------
 def _scan(config: Config, body, carry, xs):
@@ -428,14 +480,33 @@ def _residual(config: Config, params: Params, name: str, x: jax.Array, branch) -
 
 def _prompt_length(params: Params, stack: str) -> int:
     prompt = params[stack].get("prompt")
-    return 0 if prompt is None else prompt.shape[0]
+    return 0 if prompt is None else prompt.shape[-2]
 
 
-def _positions(config: Config, mask: jax.Array) -> jax.Array:
+def _with_prompt(params: Params, stack: str, mask: jax.Array) -> jax.Array:
+    """A mask [N, T] with the stack's soft prompt in front: [N, P + T].
+
+    Where every input has a prompt of its own, the shorter ones are padded in front and
+    ``prompt_mask`` [B, P] says where.
+    """
+    own = params[stack].get("prompt_mask")
+    if own is None:
+        rows = _prompt_length(params, stack)
+        return jnp.pad(mask, ((0, 0), (rows, 0)), constant_values=True)
+    own = jnp.repeat(own, len(mask) // len(own), axis=0)
+    return jnp.concatenate([own, mask], axis=1)
+
+
+def _positions(config: Config, params: Params, stack: str, mask: jax.Array) -> jax.Array:
     """Position of every place of [B, T], padding included: [B, T], or [1, T] if all rows agree."""
     if config.count_positions:
         return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    return jnp.arange(mask.shape[1])[None]
+    places = jnp.arange(mask.shape[1])[None]
+    own = params[stack].get("prompt_mask")
+    if own is None:
+        return places
+    filled = jnp.sum(~own, axis=1, keepdims=True)
+    return jnp.maximum(places - jnp.repeat(filled, len(mask) // len(own), axis=0), 0)
 
 
 def _embed(
@@ -459,7 +530,10 @@ def _embed(
     own = params[stack]
     prompt = own.get("prompt")
     if prompt is not None:
-        rows = jnp.broadcast_to(prompt.astype(dtype), (x.shape[0], *prompt.shape))
+        rows = prompt.astype(dtype)
+        if prompt.ndim == 3:
+            rows = jnp.repeat(rows, len(x) // len(rows), axis=0)
+        rows = jnp.broadcast_to(rows, (len(x), *prompt.shape[-2:]))
         x = jnp.concatenate([rows, x], axis=1)
     if "type_embedder" in own:
         table = own["type_embedder"]["embedding"].astype(dtype)
@@ -658,9 +732,9 @@ def encode(config: Config, params: Params, batch: Batch, key: jax.Array | None =
                 "encoder_segment_ids: packed examples cannot share an encoder prompt; "
                 "turn packing off"
             )
-        mask, real = (_with_prompt(each, prompt) for each in (mask, real))
+        mask, real = (_with_prompt(params, "encoder", each) for each in (mask, real))
     _check_length(config, "encoder", mask.shape[1])
-    positions = _positions(config, real)
+    positions = _positions(config, params, "encoder", real)
     if config.count_positions:
         # As in RoBERTa: padding that a mask lets be seen has the row in front of the first.
         positions = jnp.where(real, positions, -1)
@@ -688,10 +762,6 @@ def encode(config: Config, params: Params, batch: Batch, key: jax.Array | None =
     keys = _layer_keys(layers.site_key(key, 1), config.encoder_layers)
     x, _ = _scan(config, layer, x, (params["encoder"]["layers"], keys))
     return Encoded(_finish(config, params["encoder"], x, key), mask, segments)
-
-
-def _with_prompt(mask: jax.Array, prompt: int) -> jax.Array:
-    return jnp.pad(mask, ((0, 0), (prompt, 0)), constant_values=True)
 
 
 def _refuse_packing(config: Config) -> None:
@@ -772,8 +842,8 @@ def _read_prompt(config: Config, params: Params, batch: Batch, key: jax.Array | 
     last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
     seen = mask & (jnp.arange(mask.shape[1]) != last[:, None])
     rows = _prompt_length(params, "decoder")
-    seen, mask = (_with_prompt(each, rows) for each in (seen, mask))
-    positions = _positions(config, mask)
+    seen, mask = (_with_prompt(params, "decoder", each) for each in (seen, mask))
+    positions = _positions(config, params, "decoder", mask)
     _check_length(config, "decoder", mask.shape[1])
     view = _view(config, params, "decoder", positions, positions, _causal(seen))
     x = _embed(config, params, "decoder", tokens, positions)
@@ -885,8 +955,9 @@ def decode(
         raise InputError("decoder_segment_ids: packed examples cannot share a decoder prompt")
     length = prompt + tokens.shape[1]
     _check_length(config, "decoder", length)
-    positions = jnp.arange(length)[None]
-    visible = _causal(jnp.ones((1, length), bool))
+    mask = _own_places(params, tokens)
+    positions = _positions(config, params, "decoder", mask)
+    visible = _causal(mask)
     sources = encoded.mask[:, None, None, :]
     if segments is not None and encoded.segments is not None:
         visible = visible & (segments[:, None, :, None] == segments[:, None, None, :])
@@ -898,6 +969,12 @@ def decode(
         config, params, x, view, key, context=context, cross_bias=layers.mask_bias(sources)
     )
     return _finish(config, params["decoder"], x[:, prompt:], key)
+
+
+def _own_places(params: Params, tokens: jax.Array) -> jax.Array:
+    """[N or 1, P + T] bool: which places of a decoder's soft prompt and its tokens are seen."""
+    rows = 1 if params["decoder"].get("prompt_mask") is None else len(tokens)
+    return _with_prompt(params, "decoder", jnp.ones((rows, tokens.shape[1]), bool))
 
 
 def _decode_behind_prompt(config, params, context, tokens, key) -> jax.Array:
@@ -936,9 +1013,9 @@ def decode_text(
     rows = _prompt_length(params, "decoder")
     if rows and segments is not None:
         raise InputError("decoder_segment_ids: packed examples cannot share a decoder prompt")
-    mask = _with_prompt(mask, rows)
+    mask = _with_prompt(params, "decoder", mask)
     _check_length(config, "decoder", mask.shape[1])
-    positions = _positions(config, mask)
+    positions = _positions(config, params, "decoder", mask)
     given = batch.get("decoder_positions")
     if given is not None:
         in_front = jnp.broadcast_to(jnp.arange(rows), (len(given), rows))
@@ -1025,8 +1102,15 @@ def decode_step(
         behind = jnp.repeat(context.position, len(tokens) // len(context.position))[:, None]
     places = place + jnp.arange(rows + tokens.shape[1])
     visible = (jnp.arange(length) <= places[:, None])[None, None]
-    positions = behind + places
-    view = _view(config, params, "decoder", positions, behind + jnp.arange(length), visible)
+    own = params["decoder"].get("prompt_mask")
+    if own is not None and context.prompt is None:
+        own = jnp.repeat(own, len(tokens) // len(own), axis=0)
+        behind = -jnp.sum(~own, axis=1, keepdims=True)
+        seen = jnp.pad(own, ((0, 0), (0, length - own.shape[1])), constant_values=True)
+        visible = visible & seen[:, None, None, :]
+    positions = jnp.maximum(behind + places, 0)
+    key_positions = jnp.maximum(behind + jnp.arange(length), 0)
+    view = _view(config, params, "decoder", positions, key_positions, visible)
     cross_bias = prompt_view = None
     if context.encoded is not None:
         cross_bias = layers.mask_bias(context.encoded.mask[:, None, None, :])
@@ -1095,7 +1179,7 @@ def head(
     if config.tied_head:
         out = layers.matmul(hidden, params["token_embedder"]["embedding"].T)
         if config.head_bias:
-            out = out + params["lm_head"]["bias"].astype(out.dtype)
+            out = out + layers.per_row(params["lm_head"]["bias"], out).astype(out.dtype)
     else:
         out = layers.linear(params["lm_head"], hidden, key)
     if config.logit_softcap is not None:
@@ -1111,6 +1195,7 @@ def logits(config: Config, params: Params, batch: Batch, key: jax.Array | None =
         an encoder-decoder model.
       key: for dropout; None means evaluation.
     """
+    params = for_tasks(params, batch)
     encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
     if config.kind == "encoder":
         hidden = encode(config, params, batch, encoder_key).hidden
@@ -1143,6 +1228,7 @@ def classify(
             "there is no classification head: compose the method with "
             "classification_head(labels), or load a checkpoint that has one"
         )
+    params = for_tasks(params, batch)
     reading_key, head_key = (None, None) if key is None else jax.random.split(key)
     x = _state_of_input(config, params, batch, reading_key)
     own = params["classifier"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from peft_jax import tree
 from peft_jax.errors import InputError
+from peft_jax.methods.bank import bank
 from peft_jax.methods.base import (
     AtLayers,
     Method,
@@ -27,6 +28,7 @@ __all__ = [
     "METHODS",
     "AtLayers",
     "Method",
+    "bank",
     "bitfit",
     "classification_head",
     "compose",

@@ -24,6 +24,7 @@ import numpy as np
 from peft_jax import layers, tree
 from peft_jax.backbones.base import Backbone, Slot, check_slots
 from peft_jax.errors import InputError
+from peft_jax.transformer import PerTask
 from peft_jax.tree import Params
 
 
@@ -60,7 +61,8 @@ class AtLayers:
     layers: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     fill: float = dataclasses.field(metadata={"static": True})
 
-    def expand(self, depth: int) -> jax.Array:
+    def expand(self, own: jax.Array | None, depth: int) -> jax.Array:
+        del own  # replaced, as by a leaf for all layers
         if max(self.layers) >= depth:  # indexing would drop it without a word
             raise InputError(f"layers {list(self.layers)} do not fit a stack of {depth} layers")
         full = jnp.full((depth, *self.values.shape[1:]), self.fill, self.values.dtype)
@@ -110,6 +112,50 @@ def check_depth(chosen: Sequence[int] | None, depth: Sequence[int], path: str) -
 
 
 # --------------------------------------------------------------------------------------------
+# Leaves that differ between tasks
+# --------------------------------------------------------------------------------------------
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OfTasks:
+    """One place's leaves of all the adapters of a bank, None where an adapter has none.
+
+    :func:`merge` knows the backbone's own leaf and the layers, and stacks them.
+
+    Attributes:
+      leaves: one for each adapter: an array, :class:`AtLayers`, or None.
+      neutral: the value that changes nothing where the backbone has no leaf of its own.
+      grown: the axis along which shorter leaves are filled with zeros (a rank, a prompt's rows), as
+        an index from behind, and 0 for none. A prompt is filled in front.
+      stacked: whether the place lies in a stack of layers.
+    """
+
+    leaves: tuple[Any, ...]
+    neutral: float = dataclasses.field(metadata={"static": True})
+    grown: int = dataclasses.field(metadata={"static": True})
+    stacked: bool = dataclasses.field(metadata={"static": True})
+    in_front: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def expand(self, own: jax.Array | None, depth: int) -> PerTask:
+        given = [x.expand(own, depth) if isinstance(x, AtLayers) else x for x in self.leaves]
+        arrays = [x for x in given if x is not None]
+        size = max(x.shape[self.grown] for x in arrays) if self.grown else 0
+        shape = list(arrays[0].shape)
+        if self.grown:
+            shape[self.grown] = size
+        neutral = jnp.full(shape, self.neutral, arrays[0].dtype) if own is None else own
+        stack = [neutral if x is None else self._fill(x, size).astype(neutral.dtype) for x in given]
+        return PerTask(jnp.stack([*stack, neutral], axis=int(self.stacked)), self.stacked)
+
+    def _fill(self, leaf: jax.Array, size: int) -> jax.Array:
+        if not self.grown:
+            return leaf
+        missing = size - leaf.shape[self.grown]
+        widths = [(0, 0)] * leaf.ndim
+        widths[self.grown] = (missing, 0) if self.in_front else (0, missing)
+        return jnp.pad(leaf, widths)
+
+
+# --------------------------------------------------------------------------------------------
 # Merge and fold
 # --------------------------------------------------------------------------------------------
 # Modules that an adapter may bring where the backbone has none.
@@ -136,8 +182,11 @@ def merge(frozen: Params, bound: Params) -> Params:
                 raise InputError(f"no module {name!r} to merge into; {tree.nearest(name, frozen)}")
             merged[name] = merge(own, leaf)
             continue
-        if isinstance(leaf, AtLayers):
-            leaf = leaf.expand(jax.tree.leaves(frozen)[0].shape[0])
+        if isinstance(leaf, AtLayers | OfTasks):
+            leaf = leaf.expand(own, jax.tree.leaves(frozen)[0].shape[0])
+            if isinstance(leaf, PerTask):
+                merged[name] = leaf
+                continue
         if own is not None:
             if isinstance(own, dict) or own.shape != leaf.shape:
                 raise InputError(
@@ -154,6 +203,8 @@ def fold_leaves(merged: Params) -> Params:
     Raises:
       InputError: a leaf that no plain kernel can express, such as a soft prompt.
     """
+    if any(isinstance(leaf, PerTask) for leaf in merged.values()):
+        raise InputError("a bank cannot be folded: no kernel holds several adapters")
     if "kernel" in merged:
         rest = set(merged) - {"kernel", "bias", "lora_a", "lora_b", "lora_dropout", "ia3"}
         if rest:
