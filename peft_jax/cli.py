@@ -116,6 +116,16 @@ class Convert:
 
 
 @dataclasses.dataclass(frozen=True)
+class Backbones:
+    """List the named backbones: family, shape, parameters, and what was checked."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Families or beginnings of names, such as bert or llama_3; by default all."""
+    markdown: bool = False
+    """Print the table of docs/backbones.md, a line for each family."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """Many runs, one table, one picture."""
 
@@ -265,6 +275,36 @@ def pretrain(arguments: Sequence[str]) -> None:
     run(given.pretraining)
 
 
+def backbones(arguments: Sequence[str]) -> None:
+    given = _parse(Backbones, "backbones", arguments)
+    from rich.table import Table
+
+    from peft_jax.backbones import table
+
+    if given.markdown:
+        print(table.markdown(), end="")
+        return
+    console = Console()
+    found = table.rows(given.names)
+    for family in dict.fromkeys(row.family for row in found):
+        own = [row for row in found if row.family == family]
+        shown = Table(
+            title=f"[bold]{family}[/bold], {own[0].kind}; agrees with transformers in "
+            + ", ".join(table.CHECKED[family]),
+            title_justify="left",
+            title_style="",
+            box=None,
+            header_style="dim",
+        )
+        shown.add_column("name", min_width=30)
+        for name in ("layers", "d_model", "heads", "parameters"):
+            shown.add_column(name, justify="right", min_width=8)
+        for row in own:
+            shape = (row.layers, f"{row.d_model:,}", row.heads)
+            shown.add_row(row.name, *shape, f"{row.parameters:,}")
+        console.print(shown)
+
+
 def study(arguments: Sequence[str]) -> None:
     default = configuration.load_preset(_value_of("--config", arguments) or "tfew")
     # The name may stand first, without a flag.
@@ -289,6 +329,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "predict": (predict, "answer one input with a saved adapter"),
     "prepare": (prepare, "tokenise a task into a file that needs no TensorFlow"),
     "convert": (convert, "write a backbone in another format: Hugging Face, T5X, our own"),
+    "backbones": (backbones, "list families, sizes, parameters and what was checked"),
     "study": (study, "many runs, one table, one picture"),
     "pretrain": (pretrain, "make the embedded backbone again"),
 }
