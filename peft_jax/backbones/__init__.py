@@ -50,30 +50,36 @@ def backbone_config(name: str) -> Config:
     return CONFIGS[name]
 
 
-def load_backbone(source: str | Path, dtype: Any = None, **run: Any) -> Backbone:
+def load_backbone(
+    source: str | Path, dtype: Any = None, *, config: str | None = None, **run: Any
+) -> Backbone:
     """Loads a frozen backbone.
 
     Args:
-      source: "tiny" for the embedded one, or a Hugging Face folder.
+      source: "tiny" for the embedded one, or a folder: a Hugging Face checkpoint, one of T5X, or
+        what ``peft-jax convert`` wrote, which loads fastest.
       dtype: of the frozen weights; None means bfloat16 on an accelerator, float32 on a CPU.
+      config: for a T5X checkpoint, which keeps none: the named configuration of a model of the same
+        kind, such as "t5_v1_1_base". Not needed where the sizes are those of a published model, or
+        where a gin file stands beside it.
       **run: fields of :class:`~peft_jax.transformer.Config` to change, such as ``dropout=0.0`` or
         ``remat="full"``.
 
     Raises:
       InputError: what is there cannot be read; the message says what, where, and what would do.
     """
-    from peft_jax.backbones import hugging_face
+    from peft_jax.backbones import formats
 
     if str(source) in CONFIGS and not Path(source).exists():
         raise InputError(
             f"{source!r} names a configuration; its weights are not part of this package. Give "
-            "the path of a Hugging Face folder, or use init_backbone for random weights"
+            "the path of a checkpoint, or use init_backbone for random weights"
         )
     accelerated = jax.default_backend() != "cpu"
     if dtype is None:
         dtype = jnp.bfloat16 if accelerated else jnp.float32
     folder = TINY if str(source) == "tiny" else Path(source)
-    backbone = hugging_face.read_backbone(folder, dtype)
+    backbone = formats.read_backbone(folder, dtype, config)
     run = {"activation_dtype": "bfloat16" if accelerated else "float32"} | run
     return backbone.replace(**run)
 
