@@ -208,11 +208,9 @@ def write_rope(rope: Rope) -> dict[str, Any]:
         names = ("low_freq_factor", "high_freq_factor")
         fields |= {name: getattr(rope, name) for name in names}
     if rope.scaling == "yarn":
-        fields |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
-        if rope.attention_factor is not None:
-            fields["attention_factor"] = rope.attention_factor
-        if not rope.truncate:
-            fields["truncate"] = False
+        for name in ("beta_fast", "beta_slow", "attention_factor", "truncate"):
+            if getattr(rope, name) != getattr(Rope, name):
+                fields[name] = getattr(rope, name)
     return fields
 
 

@@ -203,7 +203,7 @@ def config_to_hugging_face(config: Config) -> dict[str, Any]:
         "n_embd": config.d_model,
         "n_layer": config.decoder_layers,
         "n_head": config.num_heads,
-        "n_inner": config.d_ff,
+        "n_inner": config.d_ff if config.d_ff != 4 * config.d_model else None,
         "activation_function": write_activation(config.activation),
         "layer_norm_epsilon": config.norm_epsilon,
         "scale_attn_weights": config.attention_scale != 1,
