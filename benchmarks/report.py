@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
+RESULTS = Path(__file__).parent / "results.json"
 
 JOB_NAMES = {
     "train": "train step",
@@ -118,7 +119,7 @@ def memory_table(results: list[dict[str, Any]]) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The whole page."""
+    """What the first study has measured."""
     machine, cases = results["machine"], results["cases"]
     vector = ", ".join(machine["vector"]) or "no AVX2"
     versions = ", ".join(f"{name} {v}" for name, v in cases[0]["versions"].items())
@@ -198,9 +199,22 @@ def picture(results: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
+def write_page(folder: Path) -> None:
+    """Writes benchmarks.md into a folder, from the committed results."""
+    results = json.loads(RESULTS.read_text())
+    (folder / "benchmarks.md").write_text(page(results))
+
+
+def page(results: dict[str, Any]) -> str:
+    """The whole of benchmarks.md: these results, and the study of the MiniLM."""
+    from benchmarks.minilm import report as minilm
+
+    return "\n".join(filter(None, [markdown(results), minilm.section()]))
+
+
 def write(results: dict[str, Any], folder: Path) -> None:
     """Writes benchmarks.md and benchmarks.png into a folder."""
-    (folder / "benchmarks.md").write_text(markdown(results))
+    (folder / "benchmarks.md").write_text(page(results))
     picture(results, folder / "benchmarks.png")
 
 

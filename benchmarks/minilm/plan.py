@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+WIDTH = 384  # the model's
 SEEDS = 5
 BATCH = 16
 
@@ -45,9 +46,9 @@ class Dataset:
 # Two cores of a CPU train some 3,000 tokens a second: lengths and steps are what lets 160 runs end
 # within the hour. Three lengths a dataset, since each is a program to compile.
 DATASETS = {
-    "sst2": Dataset("SST-2", (("sentence",),), (0, 1), 72, (24, 32, 64)),
+    "sst2": Dataset("SST-2", (("sentence",),), (0, 1), 64, (24, 32, 64)),
     "ag_news": Dataset(
-        "AG News", (("title", "description"),), (0, 1, 2, 3), 36, (48, 64, 96), evaluation_rows=500
+        "AG News", (("title", "description"),), (0, 1, 2, 3), 32, (48, 64, 96), evaluation_rows=500
     ),
     "superglue_rte": Dataset(
         "RTE", (("premise",), ("hypothesis",)), ("entailment", "not_entailment"), 16,
@@ -79,7 +80,7 @@ _FEED_FORWARD = r".*layer\.\d+\.output\.dense"
 
 METHODS = {
     "full": Tuning(
-        "full fine-tuning", 2e-4, (1e-4, 2e-4, 5e-4), {"name": "full"}, ("parameters", "")
+        "full fine-tuning", 2e-4, (1e-4, 2e-4, 4e-4), {"name": "full"}, ("parameters", "")
     ),
     "lora": Tuning(
         f"LoRA r={LORA_RANK}",
@@ -148,10 +149,26 @@ def runs(
                         yield Run(side, dataset, method, seed, rate, steps, dropout)
 
 
-def search(datasets: list[str], methods: list[str], side: str) -> Iterator[Run]:
+# RTE stays at chance in so few steps, whatever the learning rate: it has no say.
+SEARCHED = ("sst2", "ag_news", "superglue_cb")
+
+
+def search(methods: list[str], side: str) -> Iterator[Run]:
     """One run for each learning rate, on a seed that the study does not use."""
-    for dataset in datasets:
+    for dataset in SEARCHED:
         for method in methods:
             for rate in METHODS[method].search:
                 steps = DATASETS[dataset].steps
                 yield Run(side, dataset, method, SEEDS, rate, steps, held_out=True)
+
+
+def search_scores(lines: list[dict[str, Any]]) -> dict[str, dict[float, float]]:
+    """Method -> learning rate -> accuracy on held-out rows, the mean over the datasets."""
+    scores: dict[str, dict[float, list[float]]] = {}
+    for line in lines:
+        rates = scores.setdefault(line["run"]["method"], {})
+        rates.setdefault(line["run"]["learning_rate"], []).append(line["result"]["accuracy"])
+    return {
+        method: {rate: sum(found) / len(found) for rate, found in sorted(rates.items())}
+        for method, rates in scores.items()
+    }

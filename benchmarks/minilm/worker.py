@@ -1,4 +1,4 @@
-"""One side in a process of its own: reads runs as JSON lines, answers with their results."""
+"""One side in a process of its own: reads commands as JSON lines, answers with JSON lines."""
 
 from __future__ import annotations
 
@@ -11,48 +11,57 @@ import time
 from typing import Any
 
 FIRST_LOSSES = 10
+TIMED_STEPS = 3
 
 
-def result(side, run, splits) -> dict[str, Any]:
+def train(side, run, splits) -> dict[str, Any]:
     """One run: trained, evaluated, and what both sides must agree on."""
     from benchmarks.minilm import data, plan
-    from benchmarks.peer import Busy
 
-    train, evaluation = splits(run.dataset, run.held_out)
+    examples, evaluation = splits(run.dataset, run.held_out)
     lengths = plan.DATASETS[run.dataset].lengths
-    batches = data.training_batches(train, run.seed, run.steps, lengths)
-    busy, used = Busy(), time.process_time()
+    batches = data.training_batches(examples, run.seed, run.steps, lengths)
     model, losses, seconds, trained = side.train_run(run, batches)
-    others = busy.others(time.process_time() - used)
     predictions = [0] * len(evaluation)
     for places, batch in data.evaluation_batches(evaluation, lengths):
         for place, label in zip(places, side.predict(model, batch), strict=False):
             predictions[place] = int(label)
-    right = sum(p == e.label for p, e in zip(predictions, evaluation, strict=True))
+    labels = [e.label for e in evaluation]
+    most_common = statistics.mode(e.label for e in examples)
     return {
-        "accuracy": right / len(evaluation),
+        "accuracy": sum(p == l for p, l in zip(predictions, labels, strict=True)) / len(labels),
+        "majority": labels.count(most_common) / len(labels),
         "trained": trained,
         "batches": data.digest(batches),
         "first_losses": losses[:FIRST_LOSSES],
         "last_loss": statistics.fmean(losses[-FIRST_LOSSES:]),
-        "seconds_per_step": settled(batches, seconds),
         "seconds": sum(seconds),
-        "others": others,
         "predictions": "".join(map(str, predictions)),
     }
 
 
-def settled(batches, seconds: list[float]) -> float:
-    """Mean seconds of a step, each one's taken as the median over the steps of its length.
+def time_steps(side, run, splits) -> dict[str, Any]:
+    """Seconds of the run's mean step, from a few steps of each length of its batches.
 
-    The first step of a length compiles, and other processes disturb some: neither moves a median.
+    The first step of a length compiles, or finds cold caches; it is not counted.
     """
-    lengths = [batch["tokens"].shape[1] for batch in batches]
-    of_length = {
-        n: statistics.median(s for m, s in zip(lengths, seconds, strict=True) if m == n)
-        for n in set(lengths)
-    }
-    return statistics.fmean(of_length[n] for n in lengths)
+    from benchmarks.minilm import data, plan
+    from benchmarks.peer import Busy
+
+    examples, _ = splits(run.dataset, run.held_out)
+    lengths = plan.DATASETS[run.dataset].lengths
+    batches = data.training_batches(examples, run.seed, run.steps, lengths)
+    by_length: dict[int, list] = {}
+    for batch in batches:
+        by_length.setdefault(batch["tokens"].shape[1], []).append(batch)
+    busy, used = Busy(), time.process_time()
+    total = 0.0
+    for same in by_length.values():
+        chosen = [same[i % len(same)] for i in range(TIMED_STEPS + 1)]
+        _, _, seconds, _ = side.train_run(run, chosen)
+        total += statistics.median(seconds[1:]) * len(same)
+    others = busy.others(time.process_time() - used)
+    return {"seconds_per_step": total / len(batches), "others": others}
 
 
 def main() -> None:
@@ -75,9 +84,11 @@ def main() -> None:
         return data.splits(run, side.encode)
 
     print(json.dumps(versions), file=answers)
+    tasks = {"train": train, "time": time_steps}
     for line in sys.stdin:
-        run = plan.Run(**json.loads(line))
-        print(json.dumps(result(side, run, splits)), file=answers)
+        command = json.loads(line)
+        answer = tasks[command["do"]](side, plan.Run(**command["run"]), splits)
+        print(json.dumps(answer), file=answers)
 
 
 if __name__ == "__main__":
