@@ -325,11 +325,11 @@ def attend(
     top = functools.reduce(jnp.maximum, tops)
     shares = [jnp.exp(each - top) for each in tops]
     total = sum(share * each for share, each in zip(shares, sums, strict=True))
-    out = sum(
+    weighted = [
         out.astype(jnp.float32) * (share / total)[..., None]
         for out, share in zip(outs, shares, strict=True)
-    )
-    return out.astype(q.dtype).reshape(n, t, heads * width)
+    ]
+    return functools.reduce(jnp.add, weighted).astype(q.dtype).reshape(n, t, heads * width)
 
 
 def _logits(q: jax.Array, part: Keys, scale: float, softcap: float | None) -> jax.Array:

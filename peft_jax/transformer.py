@@ -366,8 +366,8 @@ def specification(config: Config) -> Params:
             types = _embedding_spec(config, config.token_types)
             tree["encoder"] = {"type_embedder": types, **tree["encoder"]}
     if config.decoder_layers:
-        attentions = ("self_attention", "cross_attention")
-        attentions = attentions if config.encoder_layers else attentions[:1]
+        crossed = ("cross_attention",) if config.encoder_layers else ()
+        attentions = ("self_attention", *crossed)
         tree["decoder"] = _stack_spec(config, config.decoder_layers, attentions)
     return tree | _head_spec(config)
 
@@ -543,6 +543,7 @@ def _embed(
             behind = jnp.pad(types, ((0, 0), (x.shape[1] - types.shape[1], 0)))
             x = x + table[behind]
     if config.positions == "learned":
+        assert positions is not None
         table = own["position_embedder"]["embedding"]
         x = x + table[positions + config.position_offset].astype(dtype)
     if config.embedding_norm:
@@ -615,7 +616,7 @@ def _view(
             bidirectional=stack == "encoder",
             max_distance=config.relative_max_distance,
         )
-    if stack == "decoder" and config.local_layers:
+    if stack == "decoder" and config.local_layers and config.window is not None:
         distance = positions[:, None, :, None] - key_positions[:, None, None, :]
         near = layers.mask_bias(visible & (distance < config.window))
         if len(config.local_layers) == config.decoder_layers:
@@ -750,7 +751,7 @@ def encode(config: Config, params: Params, batch: Batch, key: jax.Array | None =
 
         def attention(y):
             own = _keys_values(config, p["attention"], y, view.rotation, layers.site_key(k, 0))
-            parts = [layers.Keys(*own, view.bias)]
+            parts = [layers.Keys(own[0], own[1], view.bias)]
             return _attention(
                 config, p["attention"], y, parts, view.rotation, layers.site_key(k, 1)
             )
@@ -853,7 +854,8 @@ def _read_prompt(config: Config, params: Params, batch: Batch, key: jax.Array | 
         jnp.take_along_axis(each, at[:, None], axis=1)[:, 0]
         for each, at in ((tokens, last), (positions, rows + last))
     )
-    return Context(start, position, prompt=Prompt(*kept, seen, positions))
+    assert kept is not None
+    return Context(start, position, prompt=Prompt(kept[0], kept[1], seen, positions))
 
 
 def cross_keys_values(
@@ -904,9 +906,9 @@ def _run_decoder(
         def self_attention(y):
             nonlocal own
             own = _keys_values(config, p["self_attention"], y, turn, layers.site_key(k, 0))
-            parts = [layers.Keys(*own, bias)]
-            if read is not None:
-                parts.append(layers.Keys(*read, prompt_view.of_layer(local)[0]))
+            parts = [layers.Keys(own[0], own[1], bias)]
+            if read is not None and prompt_view is not None:
+                parts.append(layers.Keys(read[0], read[1], prompt_view.of_layer(local)[0]))
             return _attention(config, p["self_attention"], y, parts, turn, layers.site_key(k, 1))
 
         x = _residual(config, p, "self_attention", x, self_attention)
@@ -1038,7 +1040,7 @@ def _cross_attention(config, params, x, encoded, shared, bias, key) -> jax.Array
     name = "cross_attention"
     if shared is None:
         shared = _keys_values(config, params[name], encoded.hidden, None, layers.site_key(key, 0))
-    parts = [layers.Keys(*shared, bias)]
+    parts = [layers.Keys(shared[0], shared[1], bias)]
 
     def branch(y):
         return _attention(config, params[name], y, parts, None, layers.site_key(key, 1))
@@ -1134,10 +1136,10 @@ def decode_step(
                     for old, fresh in zip(cache, new, strict=True)
                 )
             )
-            cached = (jax.lax.dynamic_index_in_dim(c, index, keepdims=False) for c in cache)
-            parts = [layers.Keys(*cached, bias)]
-            if read is not None:
-                parts.append(layers.Keys(*read, prompt_view.of_layer(local)[0]))
+            cached = [jax.lax.dynamic_index_in_dim(c, index, keepdims=False) for c in cache]
+            parts = [layers.Keys(cached[0], cached[1], bias)]
+            if read is not None and prompt_view is not None:
+                parts.append(layers.Keys(read[0], read[1], prompt_view.of_layer(local)[0]))
             return _attention(config, p["self_attention"], y, parts, turn, None)
 
         x = _residual(config, p, "self_attention", x, self_attention)
