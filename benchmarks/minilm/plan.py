@@ -96,8 +96,8 @@ METHODS = {
     # paper does not.
     "ia3": Tuning(
         "(IA)³",
-        2e-2,
-        (1e-2, 2e-2, 5e-2),
+        5e-2,
+        (1e-2, 2e-2, 5e-2, 1e-1),
         {"name": "ia3"},
         (
             "IA3Config",
