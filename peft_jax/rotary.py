@@ -31,8 +31,9 @@ class Rope:
     """The base of the frequencies."""
     scaling: str = "default"
     """"default"; "linear": positions divided by the factor (Chen et al. 2023); "dynamic": the base
-    grows with the sequence (NTK-aware); "llama3": long wavelengths divided (Llama 3.1); "yarn":
-    by parts, with a temperature (Peng et al. 2023)."""
+    grows with the longest text of a batch (NTK-aware), while keys in a cache stay as they were
+    turned; "llama3": long wavelengths divided (Llama 3.1); "yarn": by parts, with a temperature
+    (Peng et al. 2023)."""
     factor: float = 1.0
     original_positions: int = 0
     """Positions that the model was pretrained with; read by dynamic, llama3 and yarn."""
