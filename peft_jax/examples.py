@@ -421,6 +421,8 @@ def _first_problem(examples: ChoiceExamples) -> str | None:
         return "a label that points at a choice which is not there"
     if not ((choices != examples.pad_id).any(axis=2) == mask).all():
         return "choice_mask does not agree with the choices: a choice has tokens or is masked out"
+    if not (examples.encoder_input_tokens != examples.pad_id).any(axis=1).all():
+        return "a row whose input has no token"
     for key in ("encoder_input_tokens", "choices"):
         if ((arrays[key] < 0) & (arrays[key] != examples.pad_id)).any():
             return f"{key} has a negative token that is not the padding's {examples.pad_id}"

@@ -125,13 +125,7 @@ class Tokenizer:
                 )
             lengths = _longest_first([len(ids) for ids in texts], room)
             texts = [_cut(ids, n, side) for ids, n in zip(texts, lengths, strict=True)]
-        ids: list[int] = []
-        types: list[int] = []
-        for part in parts:
-            piece = [part.id] if part.text is None else texts[part.text]
-            ids += piece
-            types += [part.type] * len(piece)
-        return Tokens(ids, types)
+        return _assemble(parts, texts)
 
     def prompt_ids(self, text: str, *, max_length: int | None = None) -> list[int]:
         """A text that the model is to go on from: BOS where the family has one, and no EOS.
@@ -145,6 +139,48 @@ class Tokenizer:
                 raise InputError(f"max_length {max_length} leaves no room for the prompt's text")
             ids = _cut(ids, max_length - len(start), "left")
         return start + ids
+
+    def masked_ids(self, text: str, *, max_length: int | None = None) -> Tokens:
+        """A text with the mask token in it once, as `input_ids`.
+
+        What is too long is cut at the text's two ends, the longer side of the mask first, so that
+        the mask and what stands next to it stay.
+
+        Raises InputError if the vocabulary has no mask, or the text not exactly one.
+        """
+        ids, place = self._find_mask(text)
+        front, back = ids[:place], ids[place + 1 :]
+        parts = self._model.template.single
+        if max_length is not None:
+            room = max_length - sum(part.text is None for part in parts) - 1
+            if room < 0:
+                raise InputError(f"max_length {max_length} leaves no room for the mask")
+            lengths = _longest_first([len(front), len(back)], room)
+            front, back = _cut(front, lengths[0], "left"), _cut(back, lengths[1], "right")
+        return _assemble(parts, [[*front, ids[place], *back]])
+
+    def ids_at_mask(self, text: str, word: str) -> list[int]:
+        """The tokens of a word in the place of a text's mask, with the space that the mask takes.
+
+        RoBERTa's mask takes the space in front of it, so that "It is <mask>" asks for " warm".
+        """
+        ids, place = self._find_mask(text)
+        front = text[: text.index(str(self.token(ids[place])))]
+        joined = self.encode(front + word)
+        if len(joined) > place and joined[:place] == ids[:place]:
+            return joined[place:]
+        return self.encode(word)
+
+    def _find_mask(self, text: str) -> tuple[list[int], int]:
+        if self.mask_id is None:
+            raise InputError(f"the tokenizer in {self.files.path} has no mask token")
+        ids = self.encode(text)
+        if ids.count(self.mask_id) != 1:
+            raise InputError(
+                f"one mask token {self.token(self.mask_id)!r} is needed in a text, "
+                f"{ids.count(self.mask_id)} are in {text[:60]!r}"
+            )
+        return ids, ids.index(self.mask_id)
 
     def target_ids(self, text: str, after: str | None = None) -> list[int]:
         """An answer that the model is to write: its tokens, and EOS.
@@ -242,6 +278,16 @@ def check_fits(ids: Sequence[int], vocab_size: int, what: str) -> None:
             f"{what}: token {largest} does not fit an embedding of {vocab_size} rows; the "
             "vocabulary belongs to another model"
         )
+
+
+def _assemble(parts: Sequence[Part], texts: Sequence[list[int]]) -> Tokens:
+    ids: list[int] = []
+    types: list[int] = []
+    for part in parts:
+        piece = [part.id] if part.text is None else texts[part.text]
+        ids += piece
+        types += [part.type] * len(piece)
+    return Tokens(ids, types)
 
 
 def _before_text(parts: Sequence[Part]) -> list[Part]:

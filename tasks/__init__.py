@@ -1,4 +1,4 @@
-"""Data for rank classification, through seqio: the one place that imports seqio and TensorFlow.
+"""Data for every kind of model: the one place that imports seqio and TensorFlow.
 
 =================  ==============================================================================
 `prompts`          prompt templates in promptsource's YAML format, rendered with jinja2
@@ -7,8 +7,11 @@
 `few_shot`         T-Few's draws of training examples
 `prompted`         a task's rows under its templates, as text
 `tensorflow_data`  seqio and TensorFlow themselves, quiet and off the accelerators *
-`converters`       seqio feature converters: answer choices, and encoder-decoder batches *
+`vocabularies`     any tokenizer of a Hugging Face folder as a seqio vocabulary *
+`converters`       seqio feature converters: answer choices, text to text, decoders' sequences *
 `registry`         datasets, users' folders and the embedded tasks as seqio tasks and mixtures *
+`encoders`         a task's classes for a head, its answers' words for a masked-LM's mask
+`options`          what every way of preparing a task can be asked for
 `prepare`          a task -> the plain arrays of `peft_jax.examples` *
 `embedded`         the generated tasks that need no download
 =================  ==============================================================================

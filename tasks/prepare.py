@@ -3,11 +3,10 @@
 The job of `peft-jax prepare`.
 """
 
-import contextlib
-import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -18,9 +17,15 @@ from peft_jax.tasks.converters import (
     choice_lengths,
     input_errors,
 )
-from peft_jax.tasks.prompted import FewShot, PromptedTask, find_task
-from peft_jax.tasks.registry import load_vocabulary, seqio_task, seqio_task_name
+from peft_jax.tasks.encoders import label_examples, verbalizer_examples
+from peft_jax.tasks.options import check_limits, describe, progress_bar
+from peft_jax.tasks.prompted import find_task
+from peft_jax.tasks.registry import seqio_task, seqio_task_name
 from peft_jax.tasks.tensorflow_data import seqio
+from peft_jax.tasks.vocabularies import load_vocabulary
+from peft_jax.tokenizer import Kind
+
+__all__ = ["choice_examples", "label_examples", "prepare", "verbalizer_examples"]
 
 _ROWS_AT_ONCE = 256
 
@@ -38,6 +43,8 @@ def choice_examples(
     seed: int | None = None,
     few_shot_style: str = "tfew",
     multiple: int = 1,
+    kind: Kind = "encoder_decoder",
+    pad_id: int = 0,
     progress: bool = False,
 ) -> ChoiceExamples:
     """Tokenises a split of a task under all of its templates.
@@ -45,32 +52,37 @@ def choice_examples(
     Args:
         task: see `peft_jax.tasks.prompted.find_task`, as for ``directory`` and ``templates``.
         split: "train", "validation", or the stem of another JSONL file in the task's folder.
-        backbone_vocabulary_path: the backbone's spiece.model.
-        max_input_length: S at most; longer inputs are cut and still end in EOS (T-Few: 256).
+        backbone_vocabulary_path: the backbone's vocabulary, a Hugging Face folder or a file of it.
+        max_input_length: S at most, special tokens included (T-Few: 256). Longer inputs are cut: at
+            their end, with EOS kept behind it; a decoder's at their start, since the answer follows
+            their end.
         max_choice_length: T at most, EOS included; a longer choice is an error, never cut.
         shots: a few-shot draw instead of the whole split; None: no draw.
         seed: the draw's seed, needed with ``shots``.
         few_shot_style: "tfew" as T-Few drew each dataset, or "per_class": ``shots`` of each class.
         multiple: lengths are rounded up to a multiple of this.
+        kind: of the model that will read the rows, "encoder_decoder" or "decoder": whether answers
+            stand alone or follow the prompt (`peft_jax.tokenizer.row_ids`).
+        pad_id: of the backbone (``config.pad_id``).
         progress: show a progress bar.
 
     Returns arrays with the fewest places that hold the data. Raises InputError for everything that
     is wrong with the task, its files, its templates, the vocabulary or the limits.
     """
-    _check_limits(max_input_length, max_choice_length, multiple)
+    limits = {"max_input_length": max_input_length, "max_choice_length": max_choice_length}
+    check_limits(**limits, multiple=multiple)
     found = find_task(task, directory=directory, templates=templates)
-    if shots is not None:
-        found = _with_draw(found, split, shots, seed, few_shot_style)
-    vocabulary = load_vocabulary(backbone_vocabulary_path)
-    with _progress(progress) as track:
+    found = found.drawn(split, shots, seed, few_shot_style)
+    vocabulary = load_vocabulary(backbone_vocabulary_path, kind)
+    with progress_bar(progress) as track:
         rows = found.prompted(split, lambda examples: track(examples, f"{task}: prompts"))
         lengths = choice_lengths(
             max_input_length, max(len(row.choices) for row in rows), max_choice_length
         )
         dataset = seqio.get_dataset(
-            seqio_task(seqio_task_name(task), found, vocabulary),
+            seqio_task(seqio_task_name(task), found, vocabulary, kind=kind),
             lengths,
-            RankClassificationFeatureConverter(),
+            RankClassificationFeatureConverter(pad_id),
             dataset_split=split,
             verbose=False,
         ).batch(_ROWS_AT_ONCE)
@@ -79,21 +91,16 @@ def choice_examples(
         )
         with input_errors(task):
             arrays = _concatenate(batches)
-    details = {
-        "max_input_length": max_input_length,
-        "max_choice_length": max_choice_length,
-        "shots": shots,
-        "few_shot_seed": None if shots is None else seed,
-        "few_shot_style": None if shots is None else few_shot_style,
-        "metric": found.dataset.metric,
-        "labels": list(found.dataset.labels),
-    }
+    details = limits | describe(found, shots, seed, few_shot_style)
+    if kind != "encoder_decoder":
+        details["kind"] = kind
     return ChoiceExamples(
         task=task,
         split=split,
         template_names=tuple(template.name for template in found.templates),
         vocabulary=vocabulary_identity(backbone_vocabulary_path),
         details=details,
+        pad_id=pad_id,
         **arrays,
     ).trimmed(multiple)
 
@@ -103,59 +110,31 @@ def prepare(
     output: str | os.PathLike,
     *,
     split: str = "train",
+    rows: Literal["choices", "labels", "verbalizers"] = "choices",
     overwrite: bool = False,
     **options,
 ) -> ChoiceExamples:
-    """Writes `choice_examples` of a split to a file that trains without TensorFlow.
+    """Writes a split, tokenised, to a file that trains without TensorFlow.
 
     Args:
-        task, split, options: see `choice_examples`.
+        task, split, options: see `choice_examples`, `label_examples`, `verbalizer_examples`.
         output: the file; one that exists is refused unless ``overwrite``.
+        rows: which of the three makes them.
 
-    Raises InputError as `choice_examples` does, and for an output that exists.
+    Raises InputError as they do, and for an output that exists.
     """
     if Path(output).exists() and not overwrite:
         raise InputError(f"{output} exists: give another --output, or --overwrite to replace it")
-    examples = choice_examples(task, split, **options)
+    make = {
+        "choices": choice_examples,
+        "labels": label_examples,
+        "verbalizers": verbalizer_examples,
+    }[rows]
+    examples = make(task, split, **options)
     examples.save(output)
     return examples
-
-
-def _with_draw(
-    task: PromptedTask, split: str, shots: int, seed: int | None, style: str
-) -> PromptedTask:
-    if style not in ("tfew", "per_class"):
-        raise InputError(f"few-shot style {style!r} is not known: give 'tfew' or 'per_class'")
-    if seed is None:
-        raise InputError(f"{shots} shots were asked for without a few-shot seed: give one")
-    per_class = style == "per_class" or task.dataset.per_class
-    draw = FewShot(shots, seed, per_class=per_class, split=split)
-    return dataclasses.replace(task, few_shot=draw)
-
-
-def _check_limits(max_input_length: int, max_choice_length: int, multiple: int) -> None:
-    limits = {
-        "max_input_length": max_input_length,
-        "max_choice_length": max_choice_length,
-        "multiple": multiple,
-    }
-    for name, value in limits.items():
-        least = 1 if name == "multiple" else 2
-        if value < least:
-            raise InputError(f"{name} {value}: at least {least} is needed")
 
 
 def _concatenate(batches: Iterable[dict]) -> dict[str, np.ndarray]:
     batches = list(batches)
     return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-
-
-@contextlib.contextmanager
-def _progress(shown: bool) -> Iterator[Callable]:
-    """A progress bar, or none: gives ``track(items, description, total)``."""
-    from rich.progress import Progress
-
-    with Progress(disable=not shown, transient=True) as bar:
-        yield lambda items, description, total=None: bar.track(
-            items, total=len(items) if total is None else total, description=description
-        )

@@ -6,7 +6,7 @@ renders them. No seqio here: this is the part of a task that can be looked at an
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +70,26 @@ class PromptedTask:
             labels = [row["label"] for row in rows]
             positions = draw_few_shot(labels, draw.shots, draw.seed, per_class=draw.per_class)
         return [(position, rows[position]) for position in positions]
+
+    def drawn(
+        self, split: str, shots: int | None, seed: int | None, style: str = "tfew"
+    ) -> "PromptedTask":
+        """The same task with a few-shot draw for a split; as it is for ``shots`` None.
+
+        Args:
+            seed: the draw's, needed with ``shots``.
+            style: "tfew" as T-Few drew each dataset, or "per_class": ``shots`` of each class.
+
+        Raises InputError for another style, and for shots without a seed.
+        """
+        if shots is None:
+            return self
+        if style not in ("tfew", "per_class"):
+            raise InputError(f"few-shot style {style!r} is not known: give 'tfew' or 'per_class'")
+        if seed is None:
+            raise InputError(f"{shots} shots were asked for without a few-shot seed: give one")
+        per_class = style == "per_class" or self.dataset.per_class
+        return replace(self, few_shot=FewShot(shots, seed, per_class=per_class, split=split))
 
     def prompted(self, split: str, track: Callable[[Iterable], Iterable] = iter) -> list:
         """Every example of a split under every template that applies to it: `PromptedRow`s.
@@ -155,6 +175,20 @@ def find_task(
     # The files are read once, however many splits and templates are asked for.
     read = functools.cache(lambda split: read_rows(dataset, split, folder))
     return PromptedTask(name, dataset, ranking_templates(file, dataset), read, few_shot)
+
+
+def find_rows(name: str, *, directory: str | Path | None = None) -> PromptedTask:
+    """The task that a name means, without templates: only its rows are wanted.
+
+    Args: as in `find_task`.
+
+    Raises InputError if there is no such task.
+    """
+    if name.startswith(EMBEDDED_PREFIX) and directory is None:
+        return replace(_embedded_task(name, None, None), templates=())
+    dataset, folder = find_source(name, directory)
+    read = functools.cache(lambda split: read_rows(dataset, split, folder))
+    return PromptedTask(name, dataset, (), read)
 
 
 def ranking_templates(file: str | Path, dataset: Dataset) -> tuple[Template, ...]:

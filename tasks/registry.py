@@ -4,16 +4,16 @@
 example under every template) and ``rte_<template>`` (one per template) to ``seqio.TaskRegistry``.
 Their rows hold
 
-    inputs, targets   [s], [t] int32, with EOS
-    choices           [c, t'] int32, every answer choice with EOS, pad 0
+    inputs            [s] int32, as the kind of model reads them (a T5: with EOS)
+    targets           [t] int32, with EOS
+    choices           [c, t'] int32, every answer choice with EOS, filled up with -1
     label             [] int32, the correct choice
     example, template [] int32, which row of the source, which template
 
 All of them are output features, because seqio's mixtures drop what is not declared. Inputs are cut
-so that they still end in EOS, as Hugging Face's T5 tokenizer cuts them.
+so that they keep their special tokens, as Hugging Face's tokenizers cut them.
 """
 
-import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,11 +30,11 @@ from peft_jax.tasks.prompted import (
 )
 from peft_jax.tasks.prompts import template_slugs
 from peft_jax.tasks.tensorflow_data import seqio, tf
+from peft_jax.tasks.vocabularies import PAD, HuggingFaceVocabulary, load_vocabulary, tokenize_rows
+from peft_jax.tokenizer import Kind
 
 EMBEDDED_MIXTURE = "embedded_train"
 SPLITS = ("train", "validation")
-EXTRA_IDS = 100
-"""T5's sentinels above the SentencePiece pieces."""
 
 
 def register(
@@ -44,38 +44,40 @@ def register(
     directory: str | Path | None = None,
     templates: str | Path | None = None,
     few_shot: FewShot | None = None,
+    kind: Kind = "encoder_decoder",
 ) -> list[str]:
     """Registers a task, and one task per template; a task registered before is replaced.
 
     Args:
         name: see `peft_jax.tasks.prompted.find_task`, as for ``directory`` and ``templates``.
-        vocabulary: the SentencePiece model of the backbone (spiece.model).
+        vocabulary: the backbone's: a Hugging Face folder or one of its vocabulary's files.
         directory: the folder of JSONL files; None for TFDS and for embedded tasks.
         templates: where the templates lie.
         few_shot: the draw that stands for one of the splits.
+        kind: of the model that will read the rows, see `peft_jax.tokenizer.row_ids`.
 
     Returns the registered names, ``name`` first. Raises InputError for whatever is wrong with the
     name, the folder, the templates or the vocabulary; the rows are read when they are asked for.
     """
     task = find_task(name, directory=directory, templates=templates, few_shot=few_shot)
-    vocabulary = load_vocabulary(vocabulary)
+    vocabulary = load_vocabulary(vocabulary, kind)
     slugs = template_slugs([template.name for template in task.templates])
     seqio_name = seqio_task_name(name)
     parts = {f"{seqio_name}_{slug}": index for index, slug in enumerate(slugs.values())}
     for part, index in ({seqio_name: None} | parts).items():
         seqio.TaskRegistry.remove(part)
-        seqio.TaskRegistry.add_provider(part, seqio_task(part, task, vocabulary, index))
+        seqio.TaskRegistry.add_provider(part, seqio_task(part, task, vocabulary, index, kind))
     return [seqio_name, *parts]
 
 
-def register_embedded(vocabulary: str | os.PathLike) -> list[str]:
+def register_embedded(vocabulary: str | os.PathLike, kind: Kind = "encoder_decoder") -> list[str]:
     """Registers all embedded tasks, and the mixture ``embedded_train`` of those not held out.
 
     The mixture draws from its tasks alike. Returns the names of the tasks with all templates.
     """
     names = [EMBEDDED_PREFIX + key for key in EMBEDDED_TASKS]
     for name in names:
-        register(name, vocabulary=vocabulary)
+        register(name, vocabulary=vocabulary, kind=kind)
     training = [
         n for n, task in zip(names, EMBEDDED_TASKS.values(), strict=True) if not task.held_out
     ]
@@ -92,26 +94,41 @@ def seqio_task_name(name: str) -> str:
 def seqio_task(
     name: str,
     task: PromptedTask,
-    vocabulary: seqio.SentencePieceVocabulary,
+    vocabulary: seqio.Vocabulary,
     template: int | None = None,
+    kind: Kind = "encoder_decoder",
 ) -> seqio.Task:
-    """A seqio task, not registered, over the rows of one template or (None) of all."""
+    """A seqio task, not registered, over the rows of one template or (None) of all.
+
+    Args:
+        vocabulary: from `load_vocabulary`, for the same kind of model.
+
+    Raises InputError for an encoder, which writes no answers.
+    """
+    if kind == "encoder":
+        raise InputError(
+            f"task {name}: an encoder ranks no answers by writing them; prepare its labels "
+            "(label_examples) or the words of its mask (verbalizer_examples)"
+        )
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # the rows are in memory: seqio's shuffle buffer does it
         rows = task.prompted(split)
         return rows_to_dataset([r for r in rows if template in (None, r.template)])
 
+    tokenize = [seqio.preprocessors.tokenize, end_with_eos]
+    if isinstance(vocabulary, HuggingFaceVocabulary):
+        tokenize = [tokenize_rows(vocabulary, kind)]
     return seqio.Task(
         name,
         source=seqio.FunctionDataSource(dataset_fn, splits=SPLITS, caching_permitted=False),
-        preprocessors=[seqio.preprocessors.tokenize, end_with_eos, refuse_long_choices],
+        preprocessors=[*tokenize, refuse_long_choices],
         output_features=output_features(vocabulary),
         metric_fns=[],
     )
 
 
-def output_features(vocabulary: seqio.SentencePieceVocabulary) -> dict[str, seqio.Feature]:
+def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
     """The features of a task's rows; see the head of this file."""
     number = seqio.Feature(
         seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=tf.int32, rank=0
@@ -133,14 +150,14 @@ def end_with_eos(
 ) -> tf.data.Dataset:
     """A seqio preprocessor: EOS after inputs and targets, cut to fit first, and after each choice.
 
-    Choices become a dense [c, t] array here, and are never cut.
+    Choices become a dense [c, t] array here, filled up with -1, and are never cut.
     """
     cut = {key: output_features[key] for key in ("inputs", "targets")}
     lengths = {key: (sequence_length or {}).get(key) for key in cut}
     ds = seqio.preprocessors.append_eos_after_trim(ds, output_features=cut, sequence_length=lengths)
     ds = seqio.preprocessors.append_eos(ds, {"choices": output_features["choices"]})
     return ds.map(
-        lambda features: features | {"choices": features["choices"].to_tensor()},
+        lambda features: features | {"choices": features["choices"].to_tensor(PAD)},
         num_parallel_calls=tf.data.AUTOTUNE,
     )
 
@@ -161,25 +178,3 @@ def rows_to_dataset(rows: list[PromptedRow]) -> tf.data.Dataset:
         }
         | numbers
     )
-
-
-def load_vocabulary(path: str | os.PathLike) -> seqio.SentencePieceVocabulary:
-    """The backbone's vocabulary. Raises InputError if the file is not one that T5 could read."""
-    return _load_vocabulary(os.fspath(Path(path).resolve()))
-
-
-@functools.lru_cache(maxsize=8)
-def _load_vocabulary(path: str) -> seqio.SentencePieceVocabulary:
-    if not Path(path).is_file():
-        raise InputError(f"no vocabulary at {path}: give the backbone's spiece.model")
-    vocabulary = seqio.SentencePieceVocabulary(path, extra_ids=EXTRA_IDS)
-    try:
-        pieces = vocabulary.tokenizer
-    except Exception as error:  # sentencepiece and tf_text have no common error
-        raise InputError(f"{path} is not a SentencePiece model: {error}") from error
-    if pieces.pad_id() != 0 or pieces.eos_id() < 1:
-        raise InputError(
-            f"{path}: its pad id is {pieces.pad_id()} and its EOS id {pieces.eos_id()}; T5's "
-            "vocabularies have pad 0 and an EOS"
-        )
-    return vocabulary

@@ -197,6 +197,7 @@ def test_a_damaged_file_says_so(tmp_path, damage):
         ({"choice_mask": np.ones((30, 4), bool)}, "choice_mask"),
         ({"example": np.zeros(29, np.int32)}, "fit together"),
         ({"label": np.zeros(30, np.int64)}, "dtype int64"),
+        ({"encoder_input_tokens": np.zeros((30, 24), np.int32)}, "no token"),
         ({"encoder_token_types": np.zeros((30, 23), np.int32)}, "fit together"),
         ({"encoder_token_types": np.zeros((30, 24), np.int8)}, "dtype int8"),
         (
