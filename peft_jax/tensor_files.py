@@ -135,19 +135,22 @@ def _entry(path: Path, entry: dict[str, Any], data: int, size: int) -> StoredTen
         raise ValueError(f"it is cut short: {size} bytes of at least {data + end}")
 
     def read() -> np.ndarray:
-        buffer = _aligned(end - start)
+        array = aligned_empty(shape, dtype)
         with path.open("rb", buffering=0) as file:
             file.seek(data + start)
-            _fill(file, buffer, path)
-        return buffer.view(dtype).reshape(shape)
+            _fill(file, array.reshape(-1).view(np.uint8), path)
+        return array
 
     return StoredTensor(shape, dtype, read)
 
 
-def _aligned(size: int) -> np.ndarray:
+def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Like ``numpy.empty``; ``jax.device_put`` takes such an array over without a copy on a CPU."""
+    dtype = np.dtype(dtype)
+    size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
     buffer = np.empty(size + _ALIGNMENT, np.uint8)
     offset = -buffer.ctypes.data % _ALIGNMENT
-    return buffer[offset : offset + size]
+    return buffer[offset : offset + size].view(dtype).reshape(shape)
 
 
 def _fill(file, buffer: np.ndarray, path: Path) -> None:

@@ -32,7 +32,7 @@ from peft_jax.backbones.t5x_config import GIN_FILES, find_config, gin_text
 from peft_jax.backbones.t5x_files import open_checkpoint, write_checkpoint
 from peft_jax.errors import InputError
 from peft_jax.files import replace_folder
-from peft_jax.tensor_files import StoredTensor
+from peft_jax.tensor_files import StoredTensor, aligned_empty
 from peft_jax.transformer import Config
 
 Tensors = dict[str, StoredTensor]
@@ -204,7 +204,7 @@ def _read_leaf(
     """One leaf of our tree, its layers stacked on axis 0 as they are read."""
     spec = _specs(config)[rule.ours]
     names = _names(config, rule, layout)
-    out = np.empty(spec.shape, tensors[names[0]].dtype if dtype is None else dtype)
+    out = aligned_empty(spec.shape, tensors[names[0]].dtype if dtype is None else dtype)
     stacked = "/layers/" in rule.ours
     for layer, array in enumerate(_layers(rule, layout, names, tensors)):
         array = array.T if rule.transpose else array
@@ -217,7 +217,7 @@ def _read_leaf(
                 f"{path}: {names[-1]} differs between the layers, as in umT5; this transformer "
                 "has one relative bias for all layers of a stack"
             )
-    return jnp.asarray(out)
+    return jax.device_put(out)
 
 
 def _layers(rule: Rule, layout: Layout, names: list[str], tensors: Tensors) -> Iterator[np.ndarray]:
