@@ -168,6 +168,10 @@ class Experiment:
     """"tiny" (embedded), or the path of a Hugging Face checkpoint folder."""
     method: tuple[MethodName, ...] = ("ia3",)
     """One method, or several that are composed."""
+    answer: Literal["auto", "choices", "head", "verbalizer"] = "auto"
+    """How the model answers: by the choice that it would most likely write; by a classification
+    head, trained in the adapter; by one token at the mask of a masked-LM. auto: choices, or a head
+    where the model is an encoder."""
     seed: int = 42
     """Of the few-shot draw, the order of batches and templates, initialisation and dropout."""
     ia3: IA3Config = dataclasses.field(default_factory=IA3Config)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from peft_jax import scoring, sharding
+from peft_jax.answers import Score
 from peft_jax.backbones.base import Backbone
 from peft_jax.examples import ChoiceExamples, evaluation_batches
 from peft_jax.methods.base import Method, merge
@@ -109,30 +110,27 @@ def make_scorer(
     method: Method | None = None,
     *,
     mesh: jax.sharding.Mesh | None = None,
-    length_normalization: float = 1.0,
-    memory_budget: int = scoring.MEMORY_BUDGET,
+    score: Score = scoring.score_choices,
 ) -> Scorer:
     """A compiled ``score(adapter, frozen, batch) -> [B, C]``; without a method pass ``{}``.
 
     The adapter and the frozen tree are arguments: other weights of the same shapes compile nothing.
+
+    Args:
+      score: how the backbone answers, see ``answers.make_score``; by default by rank
+        classification, as T-Few does.
     """
 
-    def score(adapter: Params, frozen: Params, batch: Batch) -> jax.Array:
+    def run(adapter: Params, frozen: Params, batch: Batch) -> jax.Array:
         params = frozen if method is None else merge(frozen, method.bind(adapter))
-        return scoring.score_choices(
-            backbone,
-            params,
-            batch,
-            length_normalization=length_normalization,
-            memory_budget=memory_budget,
-        )
+        return score(backbone, params, batch)
 
     # Only the configuration is wanted: the closure must not hold the weights as constants.
     backbone = dataclasses.replace(backbone, params={})
     if mesh is None:
-        return jax.jit(score)
+        return jax.jit(run)
     replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    return jax.jit(score, in_shardings=(replicated, replicated, split), out_shardings=replicated)
+    return jax.jit(run, in_shardings=(replicated, replicated, split), out_shardings=replicated)
 
 
 def evaluate(

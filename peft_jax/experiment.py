@@ -34,14 +34,14 @@ from peft_jax import report, sharding, tree
 from peft_jax._version import __version__
 from peft_jax.adapter import FILE as ADAPTER_FILE
 from peft_jax.adapter import save_adapter
+from peft_jax.answers import find_answer, make_objective, make_score
 from peft_jax.backbones import Backbone, load_backbone
 from peft_jax.checkpoint import Checkpoints
 from peft_jax.config import DataConfig, Experiment, check, first_difference, make_method, to_json
 from peft_jax.errors import InputError
 from peft_jax.evaluation import Evaluation, Scorer, evaluate, make_scorer
 from peft_jax.examples import ChoiceExamples, FewShotSampler, vocabulary_identity
-from peft_jax.methods import Method
-from peft_jax.objectives import tfew_objective
+from peft_jax.methods import Method, classification_head, compose
 from peft_jax.optimizers import make_optimizer
 from peft_jax.progress import TrainingProgress, step_bar
 from peft_jax.train import Step, TrainState, init_state, make_train_step
@@ -81,33 +81,52 @@ def open_scorer(
     config: Experiment, backbone: Backbone, method: Method | None, mesh: jax.sharding.Mesh
 ) -> Scorer:
     """The compiled scorer that an experiment describes; see ``evaluation.make_scorer``."""
-    return make_scorer(
+    score = make_score(
+        find_answer(config.answer, backbone),
         backbone,
-        method,
-        mesh=mesh,
         length_normalization=config.evaluation.length_normalization,
         memory_budget=config.evaluation.memory_budget_mb * 2**20,
     )
+    return make_scorer(backbone, method, mesh=mesh, score=score)
+
+
+def open_method(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> Method:
+    """The method that is trained: with a head for the examples' classes, where that answers."""
+    method = make_method(config)
+    if find_answer(config.answer, backbone) != "head":
+        return method
+    labels = examples.choices.shape[1]
+    if "full" in config.method and backbone.config.num_labels == labels:
+        return method  # trains the checkpoint's own head
+    return compose(method, classification_head(labels))
 
 
 def open_examples(
-    task: str, data: DataConfig, backbone: Backbone, seed: int, *, training: bool
+    task: str,
+    data: DataConfig,
+    backbone: Backbone,
+    seed: int,
+    *,
+    training: bool,
+    answer: str = "auto",
 ) -> ChoiceExamples:
     """The training draw, or the evaluation split, as arrays.
 
     Args:
       seed: of the few-shot draw, where the data's own is not set.
       training: which of the two.
+      answer: how the backbone answers, see ``answers.find_answer``.
     """
+    answer = find_answer(answer, backbone)
     if backbone.vocabulary is None:
         raise InputError(
-            f"backbone {backbone.name!r} has no spiece.model: tokens cannot be made or compared"
+            f"backbone {backbone.name!r} has no vocabulary: tokens cannot be made or compared"
         )
     prepared = data.prepared if training else data.prepared_evaluation
     if prepared is not None:
         examples = ChoiceExamples.load(prepared, vocabulary_identity(backbone.vocabulary))
     else:
-        examples = _tokenise(task, data, backbone.vocabulary, seed, training)
+        examples = _tokenise(task, data, backbone, seed, training, answer)
     if not training and data.evaluation_examples is not None:
         limit = min(data.evaluation_examples, examples.num_examples)
         examples = examples.subset(examples=slice(0, limit)).trimmed()
@@ -115,27 +134,36 @@ def open_examples(
     return examples
 
 
-def _tokenise(task, data: DataConfig, vocabulary: Path, seed: int, training: bool):
+def _tokenise(task, data: DataConfig, backbone: Backbone, seed: int, training: bool, answer: str):
     # These two import TensorFlow, which takes seconds and which a prepared file does without.
-    from peft_jax.tasks.prepare import choice_examples
-    from peft_jax.tasks.prompted import find_task
+    from peft_jax.tasks import encoders, prepare
+    from peft_jax.tasks.prompted import find_rows
 
-    embedded = task.startswith(EMBEDDED)
-    source = {} if embedded else {"directory": data.directory, "templates": data.templates}
+    source = {} if task.startswith(EMBEDDED) else {"directory": data.directory}
     shots = data.shots
     if training and shots is None:
-        shots = find_task(task, **source).dataset.shots
-    return choice_examples(
-        task,
-        data.train_split if training else data.evaluation_split,
-        backbone_vocabulary_path=vocabulary,
-        max_input_length=data.max_input_length,
-        max_choice_length=data.max_choice_length,
-        shots=shots or None if training else None,
-        seed=(seed if data.few_shot_seed is None else data.few_shot_seed) if training else None,
-        progress=True,
+        shots = find_rows(task, **source).dataset.shots
+    if source and answer != "head":
+        source["templates"] = data.templates
+    options: dict[str, Any] = {
+        "backbone_vocabulary_path": backbone.vocabulary,
+        "max_input_length": data.max_input_length,
+        "shots": shots or None if training else None,
+        "seed": (seed if data.few_shot_seed is None else data.few_shot_seed) if training else None,
+        "pad_id": backbone.config.pad_id,
+        "progress": True,
         **source,
-    )
+    }
+    make: Any = prepare.choice_examples
+    if answer == "choices":
+        options["max_choice_length"] = data.max_choice_length
+        options["kind"] = backbone.config.kind
+    elif answer == "head":
+        options["kind"] = backbone.config.kind
+        make = encoders.label_examples
+    else:
+        make = encoders.verbalizer_examples
+    return make(task, data.train_split if training else data.evaluation_split, **options)
 
 
 def _check_tokens(examples: ChoiceExamples, backbone: Backbone) -> None:
@@ -143,7 +171,7 @@ def _check_tokens(examples: ChoiceExamples, backbone: Backbone) -> None:
     if largest >= backbone.config.vocab_size:
         raise InputError(
             f"{examples.task}: token {largest} does not fit the backbone's embedding of "
-            f"{backbone.config.vocab_size} rows; its spiece.model belongs to another model"
+            f"{backbone.config.vocab_size} rows; its vocabulary belongs to another model"
         )
 
 
@@ -180,10 +208,12 @@ def _first_state(run: Training, seed: int) -> TrainState:
 def set_up(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> Training:
     """Everything that a loop needs, with the state before the first step."""
     training = config.training
-    method = make_method(config)
+    method = open_method(config, backbone, examples)
     mesh = sharding.make_mesh(training.batch_size // training.accumulate, training.devices)
     optimizer = make_optimizer(config.optimizer.over(training.steps))
-    objective = tfew_objective(
+    objective = make_objective(
+        find_answer(config.answer, backbone),
+        backbone,
         **dataclasses.asdict(config.loss),
         memory_budget=config.evaluation.memory_budget_mb * 2**20,
     )
@@ -243,8 +273,17 @@ def run(
     check(config)
     _check_folder(config, output, resume, overwrite)
     backbone = open_backbone(config)
-    train_examples = open_examples(config.task, config.data, backbone, config.seed, training=True)
-    test_examples = open_examples(config.task, config.data, backbone, config.seed, training=False)
+    train_examples, test_examples = (
+        open_examples(
+            config.task,
+            config.data,
+            backbone,
+            config.seed,
+            training=training,
+            answer=config.answer,
+        )
+        for training in (True, False)
+    )
     _check_labels(train_examples)
     training = set_up(config, backbone, train_examples)
     _open_folder(config, output, overwrite)
@@ -308,6 +347,11 @@ class _Run:
         self._compiled: tuple[int, float] | None = None  # first step made here, seconds by then
         self._eval_mesh = evaluation_mesh(self.config)
         self._score = open_scorer(self.config, training.backbone, training.method, self._eval_mesh)
+        # A head that the adapter brings says nothing before it is trained.
+        answer = find_answer(self.config.answer, training.backbone)
+        self._zero_shot = self.config.evaluation.zero_shot and (
+            answer != "head" or training.backbone.config.num_labels == test.choices.shape[1]
+        )
         self._score_frozen = open_scorer(self.config, training.backbone, None, self._eval_mesh)
         self._eval_frozen = sharding.replicate(self._eval_mesh, training.backbone.params)
 
@@ -318,7 +362,7 @@ class _Run:
             if resume and self.checkpoints.latest() is not None:
                 self._restore()
             with MetricsLog(self.output, after_step=int(self.training.state.step)) as log:
-                if self.config.evaluation.zero_shot and self.zero_shot is None:
+                if self._zero_shot and self.zero_shot is None:
                     self.zero_shot = self._evaluate("zero-shot", frozen=True).summary()
                 with self._signals():
                     self._train(log)
@@ -421,7 +465,13 @@ class _Run:
     def _finish(self, evaluation: Evaluation) -> dict[str, Any]:
         run, config = self.training, self.config
         adapter = jax.device_get(run.state.trainable)
-        details = {"task": config.task, "accuracy_median": evaluation.accuracy.median}
+        answer = find_answer(config.answer, run.backbone)
+        details = {
+            "task": config.task,
+            "answer": answer,
+            "labels": evaluation.examples.details.get("labels", []),
+            "accuracy_median": evaluation.accuracy.median,
+        }
         path = save_adapter(self.output / ADAPTER_FILE, adapter, run.method, run.backbone, details)
         evaluation.write(self.output / "predictions.jsonl")
         trainable = tree.count(adapter)
@@ -429,6 +479,7 @@ class _Run:
             "task": config.task,
             "backbone": run.backbone.name,
             "method": list(config.method),
+            "answer": answer,
             "seed": config.seed,
             "steps": config.training.steps,
             "training_examples": run.sampler.examples.num_examples,

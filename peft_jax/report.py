@@ -61,7 +61,9 @@ def draw_run(path: Path, metrics: Sequence[Mapping[str, Any]], result: Mapping[s
         "length_normalized_loss": ("L_LN", GREEN),
     }
     for name, (label, color) in parts.items():
-        losses.plot(steps, [line[name] for line in train], label=label, color=color, lw=1.2)
+        # A head has one loss, and no parts.
+        if train and name in train[0]:
+            losses.plot(steps, [line[name] for line in train], label=label, color=color, lw=1.2)
     losses.set(title="Training loss", xlabel="step", ylabel="nats")
     losses.legend(frameon=False)
 

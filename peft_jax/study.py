@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from peft_jax import icl, report, sharding
+from peft_jax.answers import find_answer
 from peft_jax.backbones import Backbone
 from peft_jax.config import Experiment, check, to_json
 from peft_jax.errors import InputError
@@ -83,6 +84,11 @@ def few_shot(
     missing = [run for run in wanted if run not in finished]
     if missing:
         backbone = open_backbone(config)
+        if find_answer(config.answer, backbone) != "choices":
+            raise InputError(
+                f"this study compares systems that rank answer choices; {backbone.name!r} answers "
+                "otherwise: take an encoder-decoder or a decoder-only backbone"
+            )
         with (
             step_bar(console, "runs", len(missing)) as advance,
             open(output / "results.jsonl", "a", encoding="utf-8") as file,
@@ -147,8 +153,15 @@ class _Bench:
         self.demonstrations = demonstrations
         self.mesh = evaluation_mesh(config)
         self.frozen = sharding.replicate(self.mesh, backbone.params)
-        self.test = open_examples(config.task, config.data, backbone, config.seed, training=False)
-        draws = [open_examples(config.task, config.data, backbone, s, training=True) for s in seeds]
+        self.test = open_examples(
+            config.task, config.data, backbone, config.seed, training=False, answer=config.answer
+        )
+        draws = [
+            open_examples(
+                config.task, config.data, backbone, s, training=True, answer=config.answer
+            )
+            for s in seeds
+        ]
         self.draws = dict(zip(seeds, _same_shape(draws), strict=True))
         self._training: dict[str, Training] = {}
         self._scorers: dict[str, Scorer] = {}

@@ -1,0 +1,96 @@
+"""How a model answers a task, and what follows from it: its objective and its scores.
+
+==============  ===============================  ==================================================
+answer          models                           a row's prediction
+==============  ===============================  ==================================================
+``choices``     encoder-decoder, decoder-only    the answer choice that it would most likely write
+``head``        all                              the class of a head, which the adapter brings
+``verbalizer``  encoders with a masked-LM head   the answer whose one token fits best at the mask
+==============  ===============================  ==================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+
+from peft_jax import scoring
+from peft_jax.backbones.base import Backbone
+from peft_jax.errors import InputError
+from peft_jax.objectives import Objective, head_objective, tfew_objective, verbalizer_objective
+from peft_jax.transformer import Batch
+from peft_jax.tree import Params
+
+Answer = Literal["choices", "head", "verbalizer"]
+Score = Callable[[Backbone, Params, Batch], jax.Array]
+
+
+def find_answer(wanted: str, backbone: Backbone) -> Answer:
+    """The way in which a backbone answers; "auto" is choices, or a head where it cannot write.
+
+    Raises:
+      InputError: the backbone cannot answer so.
+    """
+    config = backbone.config
+    if wanted == "auto":
+        return "head" if config.kind == "encoder" else "choices"
+    if wanted == "choices" and config.kind == "encoder":
+        raise InputError(
+            f"answer 'choices': {backbone.name!r} is an encoder and cannot write answers; take "
+            "'head' or 'verbalizer'"
+        )
+    if wanted == "verbalizer" and config.kind != "encoder":
+        raise InputError(
+            f"answer 'verbalizer': {backbone.name!r} has no mask to fill; take 'choices' or 'head'"
+        )
+    if wanted == "verbalizer" and not config.lm_head:
+        raise InputError(
+            f"answer 'verbalizer': {backbone.name!r} has no masked-language-model head in its "
+            "checkpoint; take 'head'"
+        )
+    return wanted  # type: ignore[return-value]
+
+
+def mask_token(backbone: Backbone) -> int:
+    """The id of a backbone's mask token."""
+    from peft_jax.tokenizer import load_tokenizer
+
+    if backbone.vocabulary is None:
+        raise InputError(f"backbone {backbone.name!r} has no vocabulary: its mask is not known")
+    mask_id = load_tokenizer(backbone.vocabulary).mask_id
+    if mask_id is None:
+        raise InputError(f"the vocabulary of {backbone.name!r} has no mask token")
+    return mask_id
+
+
+def make_objective(answer: Answer, backbone: Backbone, **tfew: float) -> Objective:
+    """The objective of an answer; ``tfew`` are the arguments of ``tfew_objective``."""
+    if answer == "head":
+        return head_objective()
+    if answer == "verbalizer":
+        return verbalizer_objective(mask_token(backbone))
+    return tfew_objective(**tfew)  # type: ignore[arg-type]
+
+
+def make_score(
+    answer: Answer,
+    backbone: Backbone,
+    *,
+    length_normalization: float = 1.0,
+    memory_budget: int = scoring.MEMORY_BUDGET,
+) -> Score:
+    """``score(backbone, params, batch) -> [B, C]`` log-probabilities, -inf where no choice is."""
+    if answer == "head":
+        return scoring.score_labels
+    if answer == "verbalizer":
+        mask_id = mask_token(backbone)
+        return lambda b, params, batch: scoring.score_verbalizers(b, params, batch, mask_id)
+    return lambda b, params, batch: scoring.score_choices(
+        b,
+        params,
+        batch,
+        length_normalization=length_normalization,
+        memory_budget=memory_budget,
+    )
