@@ -8,10 +8,12 @@
 Text that looks like a special token is that token, as in transformers: "[MASK]" in a text for BERT
 is the mask, "</s>" in one for T5 ends the sequence. Clean text from strangers before it comes here.
 
-Tokens agree with transformers' tokenizers (tests/test_tokenizer.py says on what), with these
-exceptions, where SentencePiece itself runs the model (see `peft_jax.tokenizer_models`): characters
-that a unigram model spells as bytes (mT5), which transformers makes unknown; white space and "▁" at
-the start of a text for Llama 2 and Mistral, of which transformers loses one; rare sequences of
+Tokens agree with those of transformers 5 (tests/test_tokenizer.py says on what), but for these of a
+folder with a SentencePiece model and no tokenizer.json, where SentencePiece itself runs the model
+(see `peft_jax.tokenizer_models`) and transformers converts it: characters that a unigram model
+spells as bytes (mT5), which transformers makes unknown; white space and "▁" at the start of a text
+for Llama 2, of which it loses one; Mistral, whose first word it writes without a space; BOS, which
+Llama, Mistral and Gemma have here unless the folder says ``add_bos_token`` false; rare sequences of
 combining accents under T5's normalisation.
 """
 

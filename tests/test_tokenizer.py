@@ -169,6 +169,18 @@ def test_sentencepiece_runs_its_models_itself(tmp_path):
             assert tokenizer.decode(ids) == text.replace("▁", " ")
 
 
+def test_gemma_reads_the_same_from_its_sentencepiece_model(tmp_path):
+    FOLDERS["gemma"](tmp_path)
+    whole = load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    alone = load_tokenizer(tmp_path)
+    assert (whole.files.source, alone.files.source) == ("json", "sentencepiece")
+    assert alone.vocab_size == whole.vocab_size
+    for text in SAMPLE:
+        assert alone.input_ids(text) == whole.input_ids(text)
+        assert alone.decode(alone.encode(text)) == whole.decode(whole.encode(text))
+
+
 def test_what_follows_a_special_token_has_no_dummy_prefix(tmp_path):
     folder = folder_of("llama2")
     (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
