@@ -18,7 +18,7 @@ from peft_jax.backbones import formats, hugging_face, native, t5x
 from peft_jax.errors import InputError
 from tests import oracle
 from tests.small_run import write_small_backbone
-from tests.test_t5x import WRITTEN
+from tests.test_t5x import WRITTEN, same_but_for_run_fields
 from tests.test_transformer import random_backbone
 
 
@@ -52,7 +52,7 @@ def test_formats_are_told_apart(tmp_path):
     assert formats.checkpoint_format(oracle.GOLDEN / "t5x" / "v1_0" / "checkpoint_5") == "t5x"
     for name in ("hf", "ours", "t5x"):
         loaded = pj.load_backbone(tmp_path / name)
-        assert loaded.config == backbone.config
+        assert same_but_for_run_fields(loaded.config, backbone.config)
         for path, leaf in tree.flatten(loaded.params).items():
             np.testing.assert_array_equal(leaf, tree.get(backbone.params, path), err_msg=path)
 
