@@ -170,7 +170,7 @@ class TokenizerFiles:
             "family": self.family,
             "options": dict(self.options),
             "tokens": dict(self.tokens),
-            "added": [dataclasses.astuple(added) for added in self.added],
+            "added": [list(vars(added).values()) for added in self.added],
         }
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 

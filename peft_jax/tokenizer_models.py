@@ -239,18 +239,24 @@ def _add_tokens(backend: Any, files: TokenizerFiles) -> None:
     """The tokens of the neighbouring files that are not yet found in text as they stand."""
     from tokenizers import AddedToken
 
-    held = {token.content for token in backend.get_added_tokens_decoder().values()}
+    def flags(token: Any) -> dict[str, bool]:
+        names = ("special", "normalized", "lstrip", "rstrip", "single_word")
+        return {name: getattr(token, name) for name in names}
+
+    held = {token.content: flags(token) for token in backend.get_added_tokens_decoder().values()}
     defaults = dict.fromkeys(files.default_tokens.values())
     known = [Added(t, special=True, lstrip=_eats_space(t, files)) for t in defaults]
     known = [token for token in known if backend.token_to_id(token.content) is not None]
-    for token in (*files.added, *known):
-        # tokenizer.json's own description goes before all but that of tokenizer_config.json.
-        if token.content in held and token.id is None:
-            continue
-        flags = ("special", "normalized", "lstrip", "rstrip", "single_word")
-        description = {flag: getattr(token, flag) for flag in flags}
-        backend.add_tokens([AddedToken(token.content, **description)])
-        held.add(token.content)
+    # tokenizer.json's own description goes before all but that of tokenizer_config.json.
+    wanted = {
+        token.content: token
+        for token in reversed((*files.added, *known))
+        if token.content not in held
+        or (token.id is not None and held[token.content] != flags(token))
+    }
+    # All at once: each call indexes every added token anew, and Gemma has thousands.
+    backend.add_tokens([AddedToken(t.content, **flags(t)) for t in reversed(wanted.values())])
+    for token in files.added:
         _check_id(token, backend.token_to_id(token.content), files)
 
 
@@ -402,6 +408,8 @@ def _fairseq_ids(count: int) -> list[int]:
 
 def _pattern(tokens: Sequence[Added]) -> re.Pattern:
     """Finds the longest token at the first place where there is any, with the space it takes."""
+    if not tokens:
+        return re.compile(r"(?!)")
     alternatives = []
     for token in sorted(tokens, key=lambda t: -len(t.content)):
         text = re.escape(token.content)
@@ -411,4 +419,7 @@ def _pattern(tokens: Sequence[Added]) -> re.Pattern:
         alternatives.append(
             (space if token.lstrip else "") + text + (space if token.rstrip else "")
         )
-    return re.compile("|".join(alternatives) or r"(?!)")
+    # Most characters begin no token, and thousands of them are not to be tried at each.
+    first = "".join(sorted({re.escape(token.content[0]) for token in tokens}))
+    spaces = r"\s" if any(token.lstrip for token in tokens) else ""
+    return re.compile(f"(?=[{first}{spaces}])(?:{'|'.join(alternatives)})")

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,43 @@ def test_t5_sentinels_stand_behind_the_pieces():
     ids = tokenizer.encode("a <extra_id_1> b")
     assert ids[1] == tokenizer.vocab_size - 2
     assert tokenizer.decode(ids) == "a<extra_id_1> b"
+
+
+def test_a_t5_folder_with_all_files_reads_the_sentencepiece_model(tmp_path):
+    """As published: tokenizer.json and the sentinels' list say nothing that is not known."""
+    (tmp_path / "spiece.model").write_bytes((TINY / "spiece.model").read_bytes())
+    plain = load_tokenizer(tmp_path / "spiece.model")
+    first, flags = plain.vocab_size - 100, {"special": True, "normalized": False}
+    sentinels = [f"<extra_id_{99 - i}>" for i in range(100)]
+    added = {str(first + i): {"content": text, **flags} for i, text in enumerate(sentinels)}
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 100, "added_tokens_decoder": added}
+    config |= {"additional_special_tokens": sentinels, "eos_token": "</s>", "pad_token": "<pad>"}
+    write_json(tmp_path / "tokenizer_config.json", config)
+    (tmp_path / "tokenizer.json").write_text("not read")
+    whole = load_tokenizer(tmp_path)
+    assert whole.identity == plain.identity
+    assert whole.files.location == tmp_path / "spiece.model"
+    assert [whole.input_ids(text) for text in SAMPLE] == [plain.input_ids(t) for t in SAMPLE]
+    config["added_tokens_decoder"] |= {str(first + 100): {"content": "<sep>", **flags}}
+    write_json(tmp_path / "tokenizer_config.json", config)
+    extended = load_tokenizer(tmp_path)
+    assert extended.encode("<sep>") == [plain.vocab_size]
+    assert extended.identity != plain.identity
+    assert extended.files.location == tmp_path
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama2"])
+def test_thousands_of_added_tokens(name, tmp_path):
+    for file in folder_of(name).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    size = tokenizer_of(name).vocab_size
+    write_json(tmp_path / "added_tokens.json", {f"<unused{i}>": size + i for i in range(5000)})
+    started = time.process_time()
+    tokenizer = load_tokenizer(tmp_path)
+    text = "she reads a book " * 40
+    assert tokenizer.encode(text + "<unused77>")[-1] == size + 77
+    assert tokenizer.encode(text) == tokenizer_of(name).encode(text)
+    assert time.process_time() - started < 5
 
 
 def test_mt5_has_its_sentinels_among_the_pieces():
