@@ -22,7 +22,7 @@ NO_TOKEN = -1
 CLASSIFIER = "score.weight"
 """The head's matrix in every ...ForSequenceClassification of a decoder-only family."""
 
-ALIKE = {
+ALIKE: dict[str, Any] = {
     "encoder_layers": 0,
     "count_positions": True,
     "classifier_bias": False,
@@ -170,10 +170,9 @@ def read_rope(scaling: Mapping[str, Any] | None, theta: float, max_positions: in
 def _read_yarn(scaling: Mapping[str, Any], original: int, max_positions: int) -> dict[str, Any]:
     factor = scaling.get("factor", max_positions / original)
     attention = scaling.get("attention_factor")
-    both = (scaling.get("mscale"), scaling.get("mscale_all_dim"))
-    if attention is None and all(both) and factor > 1:
-        one, other = (0.1 * each * math.log(factor) + 1.0 for each in both)
-        attention = one / other
+    one, other = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if attention is None and one and other and factor > 1:
+        attention = (0.1 * one * math.log(factor) + 1) / (0.1 * other * math.log(factor) + 1)
     return {
         "factor": factor,
         "original_positions": original,

@@ -20,7 +20,7 @@ from peft_jax.errors import InputError
 from peft_jax.rotary import Rope
 from peft_jax.transformer import Config
 
-_ALIKE = llama.ALIKE | {"norm_unit_offset": True}
+_ALIKE: dict[str, Any] = llama.ALIKE | {"norm_unit_offset": True}
 
 #          vocab  d_model  d_ff  layers heads kv d_kv
 _GEMMA = {

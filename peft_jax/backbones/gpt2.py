@@ -19,7 +19,7 @@ from peft_jax.transformer import Config
 
 MODEL_TYPES = ("gpt2",)
 
-_ALIKE = {
+_ALIKE: dict[str, Any] = {
     "family": "gpt2",
     "gated": False,
     "norm": "layer",
@@ -85,11 +85,13 @@ def tied_by_default(model_type: str) -> bool:
     return True
 
 
-def _affine(ours: str, theirs: str, matrix: str = "kernel", **parts: int) -> list[Rule]:
+def _affine(
+    ours: str, theirs: str, leaf: str = "kernel", part: int = 0, parts: int = 1
+) -> list[Rule]:
     """A matrix, or a norm's scale, and its bias; Conv1D keeps matrices as [in, out]."""
     return [
-        Rule(f"{ours}/{matrix}", f"{theirs}.weight", **parts),
-        Rule(f"{ours}/bias", f"{theirs}.bias", **parts),
+        Rule(f"{ours}/{leaf}", f"{theirs}.weight", part=part, parts=parts),
+        Rule(f"{ours}/bias", f"{theirs}.bias", part=part, parts=parts),
     ]
 
 

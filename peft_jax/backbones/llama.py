@@ -17,7 +17,12 @@ from peft_jax.errors import InputError
 from peft_jax.rotary import Rope
 from peft_jax.transformer import Config
 
-ALIKE = {"norm": "rms", "positions": "rotary", "dropout": 0.0, **decoder_fields.ALIKE}
+ALIKE: dict[str, Any] = {
+    "norm": "rms",
+    "positions": "rotary",
+    "dropout": 0.0,
+    **decoder_fields.ALIKE,
+}
 """Fields of :class:`Config` that are alike in all of them, and in Gemma."""
 
 #                    vocab  d_model d_ff  layers heads kv
