@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from benchmarks.minilm import plan
 from benchmarks.minilm.study import read
 
 HERE = Path(__file__).resolve().parent
-SIDE_NAMES = {"peer": "PEFT", "ours": "peft_jax"}
 NOISY = 0.08
 
 INTRODUCTION = """\
@@ -28,11 +28,28 @@ reaches. In so few steps RTE stays at chance.
 Both sides read the same tokens in the same order (each with its own tokenizer, the batches' hashes
 are equal) and start from the same weights: the head and LoRA's A are drawn with NumPy. So a seed
 means the same run on both sides, and the results must agree run by run, not only on average. The
-learning rates are the best of three or four for each method on a fifth of the training rows, searched with
-the peer ({rates}). Full fine-tuning and BitFit need no PEFT: their peer is transformers alone. PEFT
+learning rates are the best of three or four for each method on a fifth of the training rows,
+searched with the peer ({rates}). Full fine-tuning and BitFit need no PEFT: their peer is transformers alone. PEFT
 is told to scale what the (IA)³ paper scales: by default it scales what BERT's attention output
 projection reads too.
 """
+
+
+AGREEMENT = """
+
+How far the two sides differ: the losses of the first ten steps (the largest relative difference),
+predictions over all seeds, and a seed's accuracy (the largest difference, in points). Beside it the
+time of a step on the study's batches (forward, backward, clipping, AdamW) with two threads, and the
+peer's divided by ours: the median over rounds and its range.
+"""
+
+
+def side_name(side: str, method: str) -> str:
+    """What runs on a side: the peer of full fine-tuning and BitFit needs no PEFT."""
+    if side == "ours":
+        return "peft_jax"
+    peer = plan.METHODS[method].peer
+    return "transformers" if peer and peer[0] == "parameters" else "PEFT"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -107,7 +124,7 @@ def accuracy_table(study: Study) -> str:
             if set(cells) != {"–"}:
                 label = plan.METHODS[method].label
                 size = f"{adapter_size(study, method):,}"
-                rows.append([f"{label}, {SIDE_NAMES[side]}", size, *cells])
+                rows.append([f"{label}, {side_name(side, method)}", size, *cells])
     majority = [f"{100 * study.any(d, study.methods[0])['majority']:.1f}" for d in study.datasets]
     rows.append(["most frequent label", "0", *majority])
     header = ["method", "trained, head apart", *(plan.DATASETS[d].label for d in study.datasets)]
@@ -145,7 +162,7 @@ def agreement_table(study: Study, timing: dict[str, Any] | None) -> str:
                 f"{apart:.1f}",
             ]
             rows.append(row + _time_cells(times.get((dataset, method))))
-    header = ["", "losses", "predictions", "accuracy", "PEFT", "peft_jax", "ratio"]
+    header = ["", "losses", "predictions", "accuracy", "peer", "peft_jax", "ratio"]
     return _table(header, rows)
 
 
@@ -164,6 +181,11 @@ def _time_cells(case: dict[str, Any] | None) -> list[str]:
 # -------------------------------------------------------------------------------------- section
 
 
+def _wrapped(text: str) -> str:
+    """Paragraphs filled to the width of the page; a heading is a paragraph of its own."""
+    return "\n\n".join(textwrap.fill(part, 100) for part in text.split("\n\n")) + "\n"
+
+
 def _task(dataset: str) -> str:
     spec = plan.DATASETS[dataset]
     return f"{spec.label} ({spec.steps} steps)"
@@ -179,17 +201,16 @@ def section(folder: Path = HERE) -> str:
     timing = json.loads(timing_file.read_text()) if timing_file.exists() else None
     rates = ", ".join(f"{t.label} {t.learning_rate:g}" for t in plan.METHODS.values())
     parts = [
-        INTRODUCTION.format(
-            seeds=plan.SEEDS, batch=plan.BATCH, decay=plan.WEIGHT_DECAY, clip=plan.CLIP_NORM,
-            warmup=plan.WARMUP, tasks=", ".join(map(_task, study.datasets)), rates=rates,
+        _wrapped(
+            INTRODUCTION.format(
+                seeds=plan.SEEDS, batch=plan.BATCH, decay=plan.WEIGHT_DECAY, clip=plan.CLIP_NORM,
+                warmup=plan.WARMUP, tasks=", ".join(map(_task, study.datasets)), rates=rates,
+            )
         ),
         "![Accuracy over trained parameters](minilm.png)\n",
         "Accuracy in per cent, mean ± standard deviation over the seeds:\n",
         accuracy_table(study),
-        "\nHow far the two sides differ: the losses of the first ten steps (the largest relative "
-        "difference), predictions over all seeds, and the accuracy of a seed (the largest, in "
-        "points). Beside it the time of a step of training on the study's batches, and PEFT's "
-        "divided by ours (the median and range over rounds):\n",
+        _wrapped(AGREEMENT),
         agreement_table(study, timing),
     ]  # fmt: skip
     if timing:
@@ -225,7 +246,7 @@ def dropout_table(lines: list[dict[str, Any]]) -> str:
         return ""
     return (
         "\nWith the checkpoint's own dropout each side draws masks of its own, and only the "
-        "averages can agree:\n\n" + _table(["", "peft_jax", "PEFT"], rows)
+        "averages can agree:\n\n" + _table(["", "peft_jax", "peer"], rows)
     )
 
 
@@ -240,31 +261,54 @@ def picture(study: Study, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(
-        1, len(study.datasets), figsize=(3.3 * len(study.datasets), 3.6), layout="constrained",
+        1, len(study.datasets), figsize=(3.1 * len(study.datasets), 3.5), layout="constrained",
         squeeze=False,
     )  # fmt: skip
     colours = dict(zip(study.methods, pyplot.cm.tab10.colors, strict=False))
     for axes, dataset in zip(panels[0], study.datasets, strict=True):
-        for method in study.methods:
-            for side, marker, shift in (("ours", "o", 0.93), ("peer", "x", 1.075)):
-                values = study.accuracies(dataset, method, side)
-                if not values:
-                    continue
-                size = study.any(dataset, method)["trained"] * shift
-                deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-                axes.errorbar(
-                    size, statistics.fmean(values), yerr=deviation, fmt=marker, capsize=3, ms=6,
-                    lw=1, color=colours[method],
-                    label=f"{plan.METHODS[method].label}, {SIDE_NAMES[side]}",
-                )  # fmt: skip
+        for method, colour in colours.items():
+            _points(axes, study, dataset, method, colour)
         majority = 100 * study.any(dataset, study.methods[0])["majority"]
-        axes.axhline(majority, color="0.5", lw=1, ls=":", zorder=0, label="most frequent label")
+        axes.axhline(majority, color="0.5", lw=1, ls=":", zorder=0)
         axes.set_xscale("log")
-        axes.set_xlabel("trained parameters, head included")
+        axes.set_xlabel("trained parameters")
         axes.set_title(plan.DATASETS[dataset].label, fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("accuracy, %")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=5, fontsize=8)
+    _legend(figure, colours)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+MARKERS = {"ours": ("o", 0.9), "peer": ("x", 1.1)}
+"""Of a side, with the factor that moves its points apart from the other's."""
+
+
+def _points(axes, study: Study, dataset: str, method: str, colour) -> None:
+    for side, (marker, shift) in MARKERS.items():
+        values = study.accuracies(dataset, method, side)
+        if values:
+            size = study.any(dataset, method)["trained"] * shift
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            axes.errorbar(
+                size, statistics.fmean(values), yerr=deviation, fmt=marker, color=colour,
+                capsize=3, ms=6, lw=1,
+            )  # fmt: skip
+
+
+def _legend(figure, colours: dict[str, Any]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour, marker="s", ls="", label=plan.METHODS[method].label)
+        for method, colour in colours.items()
+    ]
+    names = {"ours": "peft_jax", "peer": "transformers, PEFT"}
+    handles += [
+        Line2D([], [], color="0.2", marker=marker, ls="", label=names[side])
+        for side, (marker, _) in MARKERS.items()
+    ]
+    handles.append(Line2D([], [], color="0.5", lw=1, ls=":", label="most frequent label"))
+    figure.legend(
+        handles=handles, frameon=False, loc="outside lower center", ncols=len(handles), fontsize=8
+    )
