@@ -9,6 +9,7 @@ folders, and makes them and others anew where transformers is installed.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -174,15 +175,16 @@ def llama3(folder: Path) -> None:
 def sentencepiece_model(file: Path, **options) -> None:
     import sentencepiece
 
+    made = io.BytesIO()  # a file would keep its path on this machine
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS),
-        model_prefix=str(file.with_suffix("")),
+        model_writer=made,
         character_coverage=0.98,
         hard_vocab_limit=False,
         minloglevel=2,
         **options,
     )
-    file.with_suffix(".vocab").unlink()
+    file.write_bytes(made.getvalue())
 
 
 LLAMA2 = {
