@@ -141,9 +141,9 @@ def test_texts_beyond_the_learned_positions_are_refused():
     backbone.logits(backbone.params, {"decoder_input_tokens": tokens})
     with pytest.raises(InputError, match=f"{limit + 1} positions .*learned {limit}"):
         backbone.logits(backbone.params, {"decoder_input_tokens": longer})
-    for prompt in (tokens, longer):  # what is generated has no place behind either
+    for prompt in (tokens, longer):  # the first token that is generated has no place behind them
         with pytest.raises(InputError, match=f"learned {limit}"):
-            pj.greedy(backbone, backbone.params, {"encoder_input_tokens": prompt}, 1)
+            pj.greedy(backbone, backbone.params, {"encoder_input_tokens": prompt}, 2)
 
 
 def test_a_soft_prompt_takes_positions_too():
