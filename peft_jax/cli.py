@@ -58,7 +58,9 @@ class Predict:
     text: str
     """The input, as a template would have rendered it."""
     choices: tuple[str, ...] = ()
-    """Answers to rank; without them the answer is generated."""
+    """Answers to rank; without them the answer is generated, or the classes of a head ranked."""
+    pair: str | None = None
+    """A second text, where a head was trained on pairs."""
     backbone: str | None = None
     """"tiny" or a checkpoint folder; by default the one that the run was made with."""
     max_length: int = 64
@@ -83,6 +85,8 @@ class Prepare:
     """promptsource templates.yaml, or the folder that holds it."""
     backbone: str = "tiny"
     """Whose vocabulary is used."""
+    answer: Literal["auto", "choices", "head", "verbalizer"] = "auto"
+    """How the backbone will answer, as for ``peft-jax train``."""
     shots: int | None = None
     """Draw this many examples, as T-Few did; by default all are kept."""
     seed: int | None = None
@@ -215,6 +219,7 @@ def predict(arguments: Sequence[str]) -> None:
         given.backbone or (saved.backbone if saved else "tiny"),
         given.text,
         given.choices,
+        pair=given.pair,
         max_length=given.max_length,
         length_normalization=given.length_normalization,
     )
@@ -225,14 +230,29 @@ def predict(arguments: Sequence[str]) -> None:
 
 def prepare(arguments: Sequence[str]) -> None:
     given = _parse(Prepare, "prepare", arguments)
-    from peft_jax.backbones import vocabulary_path
+    from peft_jax.answers import find_answer
+    from peft_jax.backbones import backbone_outline
     from peft_jax.tasks.prepare import prepare as write
 
     if given.shots is not None and given.seed is None:
         raise InputError(f"shots {given.shots} needs the seed of the draw: --seed 42")
     options = dataclasses.asdict(given)
-    vocabulary = vocabulary_path(options.pop("backbone"))
-    examples = write(**options, backbone_vocabulary_path=vocabulary, progress=True)
+    backbone = backbone_outline(options.pop("backbone"))
+    answer = find_answer(options.pop("answer"), backbone)
+    if answer != "verbalizer":
+        options["kind"] = backbone.config.kind
+    if answer != "choices":
+        del options["max_choice_length"]
+    if answer == "head":
+        del options["templates"]
+    rows = {"choices": "choices", "head": "labels", "verbalizer": "verbalizers"}[answer]
+    examples = write(
+        **options,
+        rows=rows,
+        backbone_vocabulary_path=backbone.vocabulary,
+        pad_id=backbone.config.pad_id,
+        progress=True,
+    )
     Console().print(
         f"{given.output}: {examples.num_examples:,} examples x {examples.num_templates} templates, "
         f"{len(examples):,} rows of at most {examples.encoder_input_tokens.shape[1]} tokens"

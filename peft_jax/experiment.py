@@ -130,7 +130,7 @@ def open_examples(
     if not training and data.evaluation_examples is not None:
         limit = min(data.evaluation_examples, examples.num_examples)
         examples = examples.subset(examples=slice(0, limit)).trimmed()
-    _check_tokens(examples, backbone)
+    examples.check_fits(backbone.config.vocab_size)
     return examples
 
 
@@ -164,15 +164,6 @@ def _tokenise(task, data: DataConfig, backbone: Backbone, seed: int, training: b
     else:
         make = encoders.verbalizer_examples
     return make(task, data.train_split if training else data.evaluation_split, **options)
-
-
-def _check_tokens(examples: ChoiceExamples, backbone: Backbone) -> None:
-    largest = max(int(examples.encoder_input_tokens.max()), int(examples.choices.max()))
-    if largest >= backbone.config.vocab_size:
-        raise InputError(
-            f"{examples.task}: token {largest} does not fit the backbone's embedding of "
-            f"{backbone.config.vocab_size} rows; its vocabulary belongs to another model"
-        )
 
 
 # --------------------------------------------------------------------------------------------

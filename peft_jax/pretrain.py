@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from peft_jax import losses, transformer, tree
-from peft_jax.backbones import save_backbone, vocabulary_path
+from peft_jax.backbones import backbone_outline, save_backbone
 from peft_jax.backbones.base import Backbone
 from peft_jax.backbones.hugging_face import VOCABULARY
 from peft_jax.errors import InputError
@@ -168,7 +168,8 @@ def _make_vocabulary(config: PretrainConfig, file: Path) -> Path:
         return file
     if config.vocabulary is None:
         return train_vocabulary(file, config.pieces)
-    source = vocabulary_path(config.vocabulary)
+    source = backbone_outline(config.vocabulary).vocabulary
+    assert source is not None
     found = sentencepiece.SentencePieceProcessor(model_file=str(source)).get_piece_size()
     if found > config.pieces:
         raise InputError(

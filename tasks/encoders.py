@@ -238,7 +238,7 @@ def _mask_tokens(
     try:
         tokens = tokenizer.masked_ids(text, max_length=max_input_length)
         for choice in row.choices:
-            id = _one_token(tokenizer, text, choice)
+            id = one_token(tokenizer, text, choice)
             if id in answers:
                 raise InputError(
                     f"the answers {answers[id]!r} and {choice!r} are one token, "
@@ -250,7 +250,8 @@ def _mask_tokens(
     return tokens, list(answers)
 
 
-def _one_token(tokenizer: Tokenizer, text: str, choice: str) -> int:
+def one_token(tokenizer: Tokenizer, text: str, choice: str) -> int:
+    """The one token of an answer in the mask's place in a text; InputError if there is none."""
     ids = tokenizer.ids_at_mask(text, choice)
     pieces = ", ".join(repr(tokenizer.token(id)) for id in ids)
     if len(ids) != 1:

@@ -87,6 +87,12 @@ def test_a_head_is_trained_in_the_adapter(folder, backbone, tmp_path):
     assert ("dense" in head) == (backbone == "roberta")
     assert not np.allclose(head["out"]["kernel"], 0)
     assert method.spec["methods"][-1]["name"] == "classification_head"
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    said = inference.predict_text(tmp_path / "out", str(folder / backbone), "There is snow ")
+    wanted = json.loads(lines[0])["scores"]
+    np.testing.assert_allclose([dict(said)[c] for c in ("0", "1")], wanted, atol=1e-5)
+    with pytest.raises(InputError, match="ranks its classes, no choices"):
+        inference.predict_text(tmp_path / "out", str(folder / backbone), "x", ("a", "b"))
 
 
 def test_a_word_at_the_mask_needs_no_head(folder, tmp_path):
@@ -96,6 +102,15 @@ def test_a_word_at_the_mask_needs_no_head(folder, tmp_path):
     assert result["answer"] == "verbalizer"
     assert result["zero_shot"] is not None
     assert "classifier" not in adapter
+    place = (tmp_path / "out", str(folder / "bert"))
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    said = inference.predict_text(*place, "There is snow  Is it warm?", ("no", "yes"))
+    wanted = json.loads(lines[0])["scores"]
+    np.testing.assert_allclose([dict(said)[c] for c in ("no", "yes")], wanted, atol=1e-5)
+    with pytest.raises(InputError, match="give the words to rank"):
+        inference.predict_text(*place, "There is snow")
+    with pytest.raises(InputError, match="classification head alone"):
+        inference.predict_text(*place, "There is snow", ("no", "yes"), pair="and ice")
 
 
 @pytest.mark.parametrize("backbone", ["gpt2", "llama"])

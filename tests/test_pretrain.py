@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from peft_jax import pretrain
-from peft_jax.backbones import load_backbone, vocabulary_path
+from peft_jax.backbones import backbone_outline, load_backbone
 from peft_jax.errors import InputError
 from peft_jax.pretrain import PretrainConfig, run
 from peft_jax.tasks.embedded import vocabulary
@@ -80,7 +80,8 @@ def test_a_given_vocabulary_is_taken_over(tmp_path):
     with pytest.raises(InputError, match="has 1442 pieces; pieces is 1400"):
         run(config)
     folder = run(dataclasses.replace(config, output=tmp_path / "other", pieces=1_800))
-    assert (folder / "spiece.model").read_bytes() == vocabulary_path("tiny").read_bytes()
+    shipped = backbone_outline("tiny").vocabulary
+    assert (folder / "spiece.model").read_bytes() == shipped.read_bytes()
 
 
 def test_what_would_lose_or_mix_runs_is_refused(finished):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "Slot",
     "abstract_backbone",
     "backbone_config",
+    "backbone_outline",
     "check_slots",
     "find_modules",
     "identity",
@@ -36,7 +38,6 @@ __all__ = [
     "load_backbone",
     "save_backbone",
     "slots",
-    "vocabulary_path",
 ]
 
 TINY = Path(__file__).parent / "tiny"
@@ -84,21 +85,25 @@ def load_backbone(
     return backbone.replace(**run)
 
 
-def vocabulary_path(source: str | Path) -> Path:
-    """The vocabulary of "tiny" or of a checkpoint folder, without reading its weights.
+def backbone_outline(source: str | Path) -> Backbone:
+    """What :func:`load_backbone` would load, without its weights: for preparing data.
 
-    Its spiece.model if that says all (T5), else the folder; see ``tokenizer.load_tokenizer``.
+    Raises:
+      InputError: as :func:`load_backbone`; or there is no vocabulary.
     """
+    from peft_jax.backbones import formats
     from peft_jax.tokenizer_files import vocabulary_in
 
     folder = TINY if str(source) == "tiny" else Path(source)
-    path = vocabulary_in(folder)
-    if path is None:
+    config = formats.read_config(folder)
+    vocabulary = vocabulary_in(folder)
+    if vocabulary is None:
         raise InputError(
             f"backbone {str(source)!r} has no vocabulary: {folder} holds no tokenizer.json, "
             "vocab.txt, vocab.json or SentencePiece model"
         )
-    return path
+    outline = abstract_backbone(config, name=folder.name)
+    return dataclasses.replace(outline, vocabulary=vocabulary)
 
 
 def save_backbone(folder: str | Path, backbone: Backbone) -> Path:

@@ -13,6 +13,7 @@ from peft_jax.backbones import hugging_face, native, t5x, t5x_files
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
 from peft_jax.tensor_files import open_tensors
+from peft_jax.transformer import Config
 
 Format = Literal["hugging_face", "native", "t5x"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -60,6 +61,17 @@ def _refuse_adapter(path: Path) -> None:
         raise InputError(f"{path} is an adapter or a part of one ({whose}), not a backbone")
 
 
+def read_config(path: str | Path, named: str | None = None) -> Config:
+    """The configuration of the backbone at ``path``, without reading its parameters."""
+    path = Path(path)
+    found = checkpoint_format(path)
+    if found == "t5x":
+        return t5x.read_config(path, named)
+    if found == "native":
+        return native.read_config(path)
+    return hugging_face.open_checkpoint(path)[0]
+
+
 def read_backbone(
     path: str | Path,
     dtype: Any = None,
@@ -88,7 +100,8 @@ def read_backbone(
         )
     if kind == "native":
         return native.read_backbone(path, dtype, on_leaf)
-    return hugging_face.read_backbone(path, _stored_dtype(path) if dtype is None else dtype)
+    dtype = _stored_dtype(path) if dtype is None else dtype
+    return hugging_face.read_backbone(path, dtype, on_leaf)
 
 
 def _stored_dtype(folder: Path) -> Any:

@@ -133,8 +133,17 @@ def _open_torch(files: list[Path]) -> dict[str, Tensor]:
     return tensors
 
 
-def read_backbone(folder: str | Path, dtype: Any = jnp.float32) -> Backbone:
+def read_backbone(
+    folder: str | Path,
+    dtype: Any = jnp.float32,
+    on_leaf: Callable[[str], None] = lambda path: None,
+) -> Backbone:
     """The backbone of a Hugging Face folder, its floating tensors in ``dtype``.
+
+    Args:
+      folder: that holds it.
+      dtype: of the parameters.
+      on_leaf: called with the path of every leaf of ours that is read.
 
     Raises:
       InputError: a missing or malformed file; a tensor that the family's table doesn't know, that
@@ -142,6 +151,17 @@ def read_backbone(folder: str | Path, dtype: Any = jnp.float32) -> Backbone:
         checked for all of them.
     """
     folder = Path(folder)
+    config, tensors = open_checkpoint(folder)
+    rules = FAMILIES[config.family].hugging_face_rules(config)
+    params = {}
+    for rule in rules:
+        params[rule.ours] = _read_rule(config, rule, tensors, dtype)
+        on_leaf(rule.ours)
+    return Backbone(tree.unflatten(params), config, folder.name, vocabulary_in(folder))
+
+
+def open_checkpoint(folder: Path) -> tuple[Config, dict[str, Tensor]]:
+    """A folder's configuration and its tensors, all checked and none read yet."""
     fields = read_config(folder)
     family = FAMILIES[fields["model_type"]]
     tensors = _without_aliases(folder, family, fields, _canonical(family, open_tensors(folder)))
@@ -153,11 +173,9 @@ def read_backbone(folder: str | Path, dtype: Any = jnp.float32) -> Backbone:
         raise InputError(f"{folder / CONFIG} has a field of the wrong type: {error}") from None
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
-    rules = family.hugging_face_rules(config)
     _check_head(folder, family, fields, config)
-    _check_tensors(folder, config, rules, tensors)
-    params = tree.unflatten({r.ours: _read_rule(config, r, tensors, dtype) for r in rules})
-    return Backbone(params, config, folder.name, vocabulary_in(folder))
+    _check_tensors(folder, config, family.hugging_face_rules(config), tensors)
+    return config, tensors
 
 
 def _canonical(family: Family, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

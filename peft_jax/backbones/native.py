@@ -134,10 +134,7 @@ def read_backbone(
     """
     folder = Path(folder)
     fields = _read_fields(folder)
-    try:
-        config = config_from_json(fields["config"])
-    except InputError as error:
-        raise InputError(f"{folder / CONFIG}: {error}") from None
+    config = _config(folder, fields)
     stored = _open(folder)
     _check_leaves(folder, config, stored)
     flat = {}
@@ -151,6 +148,18 @@ def read_backbone(
         if not vocabulary.exists():
             raise InputError(f"{folder / CONFIG} names the vocabulary {vocabulary}: it is missing")
     return Backbone(tree.unflatten(flat), config, fields.get("name", folder.name), vocabulary)
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a folder, without its parameters."""
+    return _config(folder, _read_fields(folder))
+
+
+def _config(folder: Path, fields: dict[str, Any]) -> Config:
+    try:
+        return config_from_json(fields["config"])
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
 
 
 def _read_fields(folder: Path) -> dict[str, Any]:

@@ -169,6 +169,12 @@ def read_backbone(
     )
 
 
+def read_config(path: Path, named: str | None = None) -> Config:
+    """The configuration of a checkpoint, without its arrays; see :func:`read_backbone`."""
+    sizes, _ = _sizes(path, open_checkpoint(path))
+    return find_config(path, sizes, named)
+
+
 def _check_tensors(
     path: Path, config: Config, rules: list[Rule], layout: Layout, tensors: Tensors
 ) -> None:
