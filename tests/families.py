@@ -140,5 +140,14 @@ FAMILIES = {
 }
 DECODERS = {name: config for name, config in FAMILIES.items() if config.kind == "decoder"}
 
-over_families = pytest.mark.parametrize("family", FAMILIES)
-over_decoders = pytest.mark.parametrize("family", DECODERS)
+# Together they have every option of all families; the others run with the slow tests.
+QUICK = ("t5_v1_1", "bert", "bart", "gpt2", "gemma3")
+
+
+def quickly(names):
+    """The names as parameters, those that are not QUICK marked slow."""
+    return [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+over_families = pytest.mark.parametrize("family", quickly(FAMILIES))
+over_decoders = pytest.mark.parametrize("family", quickly(DECODERS))

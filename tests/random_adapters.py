@@ -9,7 +9,7 @@ import pytest
 
 import peft_jax as pj
 from peft_jax import transformer, tree
-from tests.families import FAMILIES
+from tests.families import FAMILIES, quickly
 from tests.test_transformer import CONFIG, V1_0, random_batch
 
 CONFIGS = {"v1_0": V1_0, "v1_1": CONFIG} | FAMILIES
@@ -38,7 +38,9 @@ over_promptless = pytest.mark.parametrize("name", PROMPTLESS)
 over_foldable = pytest.mark.parametrize("name", FOLDABLE)
 over_t5 = pytest.mark.parametrize("version", ["v1_0", "v1_1"])
 # The T5s are there under their short names already.
-over_configs = pytest.mark.parametrize("version", [c for c in CONFIGS if not c.startswith("t5")])
+over_configs = pytest.mark.parametrize(
+    "version", ["v1_0", "v1_1", *quickly(c for c in FAMILIES if not c.startswith("t5"))]
+)
 
 
 @functools.cache
