@@ -27,8 +27,8 @@ from peft_jax.backbones import (
     save_backbone,
     slots,
 )
+from peft_jax.decoding import Decoding, Generated, generate, greedy
 from peft_jax.errors import InputError
-from peft_jax.generate import greedy
 from peft_jax.methods import (
     Method,
     bank,
@@ -52,6 +52,8 @@ __all__ = [
     "CONFIGS",
     "Backbone",
     "Config",
+    "Decoding",
+    "Generated",
     "InputError",
     "Method",
     "__version__",
@@ -65,6 +67,7 @@ __all__ = [
     "describe",
     "fold",
     "full",
+    "generate",
     "greedy",
     "ia3",
     "init_backbone",
