@@ -128,32 +128,34 @@ def tied_by_default(model_type: str) -> bool:
 # --------------------------------------------------------------------------------------------
 # config.json
 # --------------------------------------------------------------------------------------------
-OPTIONS = Options(
-    read=(
-        *("model_type", "vocab_size", "d_model", "encoder_layers", "decoder_layers"),
-        *("encoder_ffn_dim", "decoder_ffn_dim"),
-        *("encoder_attention_heads", "decoder_attention_heads"),
-        *("max_position_embeddings", "activation_function", "scale_embedding"),
-        *("dropout", "attention_dropout", "activation_dropout", "classifier_dropout"),
-        *("pad_token_id", "eos_token_id", "decoder_start_token_id", "tie_word_embeddings"),
-        *("id2label", "num_labels"),
-    ),
-    required={
-        "is_encoder_decoder": (True, None),
-        "is_decoder": (False, None),
-        "encoder_layerdrop": (0, None),
-        "decoder_layerdrop": (0, None),
-        # Of the first files, which described BART's relatives too.
-        "normalize_before": (False,),
-        "normalize_embedding": (True,),
-        "add_final_layer_norm": (False,),
-        "add_bias_logits": (False,),
-        "static_position_embeddings": (False,),
-        "extra_pos_embeddings": (2,),
-    },
-    # transformers reads encoder_layers under this name too, and another rate than this one.
-    harmless=("num_hidden_layers", "classif_dropout"),
-)
+OPTIONS = {
+    "bart": Options(
+        read=(
+            *("model_type", "vocab_size", "d_model", "encoder_layers", "decoder_layers"),
+            *("encoder_ffn_dim", "decoder_ffn_dim"),
+            *("encoder_attention_heads", "decoder_attention_heads"),
+            *("max_position_embeddings", "activation_function", "scale_embedding"),
+            *("dropout", "attention_dropout", "activation_dropout", "classifier_dropout"),
+            *("pad_token_id", "eos_token_id", "decoder_start_token_id", "tie_word_embeddings"),
+            *("id2label", "num_labels"),
+        ),
+        required={
+            "is_encoder_decoder": (True, None),
+            "is_decoder": (False, None),
+            "encoder_layerdrop": (0, None),
+            "decoder_layerdrop": (0, None),
+            # Of the first files, which described BART's relatives too.
+            "normalize_before": (False,),
+            "normalize_embedding": (True,),
+            "add_final_layer_norm": (False,),
+            "add_bias_logits": (False,),
+            "static_position_embeddings": (False,),
+            "extra_pos_embeddings": (2,),
+        },
+        # transformers reads encoder_layers under this name too, and another rate than this one.
+        harmless=("num_hidden_layers", "classif_dropout"),
+    )
+}
 
 
 def _of_both_stacks(fields: dict[str, Any], name: str) -> int:
@@ -173,7 +175,7 @@ def config_from_hugging_face(fields: dict[str, Any], names: Collection[str]) -> 
       names: of the checkpoint's tensors. A file of the bare BartModel gives a model with its head,
         as in transformers: it is the embedding.
     """
-    OPTIONS.check(fields)
+    OPTIONS["bart"].check(fields)
     classifies = CLASSIFIERS[0] in names
     heads, d_ff = (_of_both_stacks(fields, name) for name in ("attention_heads", "ffn_dim"))
     sizes = (fields["d_model"], d_ff, heads, fields["encoder_layers"], fields["decoder_layers"])

@@ -177,25 +177,32 @@ def tied_by_default(model_type: str) -> bool:
 # --------------------------------------------------------------------------------------------
 # config.json
 # --------------------------------------------------------------------------------------------
-OPTIONS = Options(
-    read=(
-        *("model_type", "vocab_size", "hidden_size", "intermediate_size", "hidden_act"),
-        *("num_attention_heads", "num_hidden_layers", "max_position_embeddings"),
-        *("type_vocab_size", "layer_norm_eps", "hidden_dropout_prob", "classifier_dropout"),
-        *("attention_probs_dropout_prob", "pad_token_id", "eos_token_id", "tie_word_embeddings"),
-        *("id2label", "num_labels"),
-    ),
-    required={
-        "position_embedding_type": ("absolute", None),
-        "is_decoder": (False, None),
-        "is_encoder_decoder": (False, None),
-    },
-    # Notes that the first multilingual files have of their pooler; it is the usual one.
-    harmless=(
-        *("directionality", "pooler_fc_size", "pooler_num_attention_heads"),
-        *("pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"),
-    ),
-)
+OPTIONS = {
+    "bert": Options(
+        read=(
+            *("model_type", "vocab_size", "hidden_size", "intermediate_size", "hidden_act"),
+            *("num_attention_heads", "num_hidden_layers", "max_position_embeddings"),
+            *("type_vocab_size", "layer_norm_eps", "hidden_dropout_prob", "classifier_dropout"),
+            *(
+                "attention_probs_dropout_prob",
+                "pad_token_id",
+                "eos_token_id",
+                "tie_word_embeddings",
+            ),
+            *("id2label", "num_labels"),
+        ),
+        required={
+            "position_embedding_type": ("absolute", None),
+            "is_decoder": (False, None),
+            "is_encoder_decoder": (False, None),
+        },
+        # Notes that the first multilingual files have of their pooler; it is the usual one.
+        harmless=(
+            *("directionality", "pooler_fc_size", "pooler_num_attention_heads"),
+            *("pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"),
+        ),
+    )
+}
 
 
 def read_encoder_fields(fields: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +251,7 @@ def read_head(
 
 def config_from_hugging_face(fields: dict[str, Any], names: Collection[str]) -> Config:
     """The configuration that a ``config.json`` describes, with the parts that the file has."""
-    OPTIONS.check(fields)
+    OPTIONS["bert"].check(fields)
     pooler, classifies = "bert.pooler.dense.weight" in names, CLASSIFIERS[0] in names
     if classifies and not pooler:
         raise InputError(

@@ -7,28 +7,45 @@ from typing import Any, Protocol
 
 from peft_jax.backbones import bart, bert, gemma, gpt2, llama, roberta, t5
 from peft_jax.backbones.names import Rule
+from peft_jax.backbones.options import Options
 from peft_jax.transformer import Config
 
 
 class Family(Protocol):
-    """What a module in this folder offers.
+    """What a module in this folder offers: constants (here as properties, which are read only)
+    and functions."""
 
-    Attributes:
-      MODEL_TYPES: the values of config.json's model_type that it reads.
-      CONFIGS: named configurations of published models.
-      ALIASES: further names under which a file may hold a tensor, and the name in the table.
-      UNUSED: regular expressions on names of tensors that no model of the family reads.
-      EMBEDDING, HEAD: names of the embedding and of the head's matrix.
-      CLASSIFIERS: names of which one is there if the file has a classification head.
-    """
+    @property
+    def MODEL_TYPES(self) -> tuple[str, ...]:
+        """The values of config.json's model_type that it reads."""
 
-    MODEL_TYPES: tuple[str, ...]
-    CONFIGS: dict[str, Config]
-    ALIASES: dict[str, str]
-    UNUSED: tuple[str, ...]
-    EMBEDDING: str
-    HEAD: str
-    CLASSIFIERS: tuple[str, ...]
+    @property
+    def CONFIGS(self) -> dict[str, Config]:
+        """Named configurations of published models."""
+
+    @property
+    def OPTIONS(self) -> dict[str, Options]:
+        """By model type: what is known of the fields of config.json."""
+
+    @property
+    def ALIASES(self) -> dict[str, str]:
+        """Further names under which a file may hold a tensor, and the name in the table."""
+
+    @property
+    def UNUSED(self) -> tuple[str, ...]:
+        """Regular expressions on names of tensors that no model of the family reads."""
+
+    @property
+    def EMBEDDING(self) -> str:
+        """Name of the embedding."""
+
+    @property
+    def HEAD(self) -> str:
+        """Name of the head's matrix, where it is not the embedding."""
+
+    @property
+    def CLASSIFIERS(self) -> tuple[str, ...]:
+        """Names of tensors, one of which is there if the file has a classification head."""
 
     def canonical_name(self, name: str) -> str:
         """A tensor's name as the table has it: with the prefix that a bare model's file lacks."""

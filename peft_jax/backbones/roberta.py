@@ -11,7 +11,6 @@ from typing import Any
 
 from peft_jax.backbones import bert, options
 from peft_jax.backbones.names import Rule
-from peft_jax.backbones.options import Options
 from peft_jax.errors import InputError
 from peft_jax.transformer import Config
 
@@ -89,12 +88,12 @@ def tied_by_default(model_type: str) -> bool:
 # --------------------------------------------------------------------------------------------
 # config.json
 # --------------------------------------------------------------------------------------------
-OPTIONS = Options(bert.OPTIONS.read, bert.OPTIONS.required)
+OPTIONS = dict.fromkeys(MODEL_TYPES, bert.OPTIONS["bert"])
 
 
 def config_from_hugging_face(fields: dict[str, Any], names: Collection[str]) -> Config:
     """The configuration that a ``config.json`` describes, with the parts that the file has."""
-    OPTIONS.check(fields)
+    OPTIONS[fields["model_type"]].check(fields)
     read = bert.read_encoder_fields({"eos_token_id": 2} | fields)
     masked_lm = any(name.startswith("lm_head.") for name in names)
     if masked_lm and read["activation"] != "gelu":

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import Any
 
 from peft_jax.backbones.names import Rule
+from peft_jax.backbones.options import Options, count_labels, rate_beside, read_activation
 from peft_jax.errors import InputError
 from peft_jax.transformer import Config
 
@@ -37,6 +38,7 @@ def _config(sizes: tuple[int, ...], **fields: Any) -> Config:
     return Config(
         **fields,
         classifier_dense=True,
+        classifier_dropout=0.0,
         d_model=d_model,
         d_ff=d_ff,
         num_heads=heads,
@@ -133,6 +135,22 @@ def tied_by_default(model_type: str) -> bool:
     return model_type != "mt5"
 
 
+_OPTIONS = Options(
+    read=(
+        *("model_type", "vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers"),
+        *("num_decoder_layers", "feed_forward_proj", "relative_attention_num_buckets"),
+        *("relative_attention_max_distance", "layer_norm_epsilon", "dropout_rate"),
+        *("classifier_dropout", "tie_word_embeddings", "scale_decoder_outputs"),
+        *("pad_token_id", "eos_token_id", "decoder_start_token_id", "id2label", "num_labels"),
+        *("dense_act_fn", "is_gated_act"),
+    ),
+    required={"is_encoder_decoder": (True, None), "is_decoder": (False, None)},
+    # A limit of the tokenizer that no T5 has.
+    harmless=("n_positions",),
+)
+
+OPTIONS = dict.fromkeys(MODEL_TYPES, _OPTIONS)
+
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu_tanh", "gelu_new": "gelu_tanh", "silu": "silu"}
 
 
@@ -147,15 +165,9 @@ def config_from_hugging_face(fields: dict[str, Any], names: Collection[str]) -> 
     """
     classifies = CLASSIFIERS[0] in names
     family = fields["model_type"]
-    # Where the field is absent, transformers has another default for each of the two.
-    projection = fields.get("feed_forward_proj", "gated-gelu" if family == "mt5" else "relu")
-    gated = projection.startswith("gated-")
-    activation = projection.removeprefix("gated-")
-    if activation not in _ACTIVATIONS:
-        raise InputError(
-            f"feed_forward_proj {projection!r} is not supported; one of "
-            + ", ".join(f"{a}, gated-{a}" for a in _ACTIVATIONS)
-        )
+    OPTIONS[family].check(fields)
+    activation, gated = _feed_forward(fields)
+    dropout = fields.get("dropout_rate", 0.1)
     # mT5 never scales. T5 does where the head was tied when the model was made.
     was_tied = fields.get("tie_word_embeddings", True) is not False
     scale = fields.get("scale_decoder_outputs", was_tied) if family == "t5" else False
@@ -169,13 +181,11 @@ def config_from_hugging_face(fields: dict[str, Any], names: Collection[str]) -> 
         d_kv=fields["d_kv"],
         encoder_layers=depth,
         decoder_layers=fields.get("num_decoder_layers") or depth,
-        # transformers reads "gated-gelu" as the tanh form, and so were these models trained; a
-        # plain "gelu" is the exact form.
-        activation="gelu" if projection == "gelu" else _ACTIVATIONS[activation],
+        activation=activation,
         gated=gated,
         lm_head=not classifies,
         tied_head=not classifies and HEAD not in names,
-        num_labels=_labels(fields) if classifies else 0,
+        num_labels=count_labels(fields) if classifies else 0,
         classifier_dense=True,
         scale_head=bool(scale),
         relative_buckets=fields.get("relative_attention_num_buckets", 32),
@@ -184,13 +194,33 @@ def config_from_hugging_face(fields: dict[str, Any], names: Collection[str]) -> 
         pad_id=fields.get("pad_token_id") or 0,
         eos_id=fields.get("eos_token_id", 1),
         decoder_start_id=fields.get("decoder_start_token_id") or 0,
-        dropout=fields.get("dropout_rate", 0.1),
+        dropout=dropout,
+        classifier_dropout=rate_beside(fields.get("classifier_dropout", 0.0), dropout),
     )
 
 
-def _labels(fields: dict[str, Any]) -> int:
-    """transformers names its labels, and counts two where nothing is said."""
-    return len(fields["id2label"]) if "id2label" in fields else fields.get("num_labels", 2)
+def _feed_forward(fields: dict[str, Any]) -> tuple[str, bool]:
+    """The activation, and whether it is a gate's."""
+    # Where the field is absent, transformers has another default for each of the two.
+    default = "gated-gelu" if fields["model_type"] == "mt5" else "relu"
+    projection = fields.get("feed_forward_proj", default)
+    gated = projection.startswith("gated-")
+    name = projection.removeprefix("gated-")
+    if name not in _ACTIVATIONS:
+        raise InputError(
+            f"feed_forward_proj {projection!r} is not supported; one of "
+            + ", ".join(f"{a}, gated-{a}" for a in _ACTIVATIONS)
+        )
+    # transformers reads "gated-gelu" as the tanh form, and so were these models trained; a plain
+    # "gelu" is the exact form.
+    activation = "gelu" if projection == "gelu" else _ACTIVATIONS[name]
+    # It writes the same beside it, taken apart, and believes that part where they differ.
+    stated = fields.get("dense_act_fn")
+    if stated is not None and read_activation("dense_act_fn", stated) != activation:
+        raise InputError(f"dense_act_fn {stated!r} contradicts feed_forward_proj {projection!r}")
+    if fields.get("is_gated_act", gated) != gated:
+        raise InputError(f"is_gated_act {not gated} contradicts feed_forward_proj {projection!r}")
+    return activation, gated
 
 
 def config_to_hugging_face(config: Config) -> dict[str, Any]:
@@ -199,6 +229,7 @@ def config_to_hugging_face(config: Config) -> dict[str, Any]:
         raise InputError("config.json cannot say a gated feed-forward with the exact gelu")
     tanh = "gelu" if config.gated else "gelu_new"
     activation = tanh if config.activation == "gelu_tanh" else config.activation
+    rate = config.classifier_dropout
     fields = {
         "model_type": config.family,
         "architectures": [_architecture(config)],
@@ -215,6 +246,7 @@ def config_to_hugging_face(config: Config) -> dict[str, Any]:
         "relative_attention_max_distance": config.relative_max_distance,
         "layer_norm_epsilon": config.norm_epsilon,
         "dropout_rate": config.dropout,
+        "classifier_dropout": config.dropout if rate is None else rate,
         "pad_token_id": config.pad_id,
         "eos_token_id": config.eos_id,
         "decoder_start_token_id": config.decoder_start_id,
