@@ -75,7 +75,12 @@ def run(folder, backbone, tmp_path, **fields):
     return result, adapter
 
 
-@pytest.mark.parametrize("backbone", ["bert", "roberta", "gpt2"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "backbone", ["bert", *(pytest.param(name, marks=SLOW) for name in ("roberta", "gpt2"))]
+)
 def test_a_head_is_trained_in_the_adapter(folder, backbone, tmp_path):
     answer = "auto" if backbone != "gpt2" else "head"
     result, (adapter, method) = run(folder, backbone, tmp_path, method=("lora",), answer=answer)
@@ -113,7 +118,7 @@ def test_a_word_at_the_mask_needs_no_head(folder, tmp_path):
         inference.predict_text(*place, "There is snow", ("no", "yes"), pair="and ice")
 
 
-@pytest.mark.parametrize("backbone", ["gpt2", "llama"])
+@pytest.mark.parametrize("backbone", ["gpt2", pytest.param("llama", marks=SLOW)])
 def test_a_decoder_ranks_the_choices_that_it_could_write(folder, backbone, tmp_path):
     result, (adapter, _) = run(folder, backbone, tmp_path, method=("ia3",))
     assert result["answer"] == "choices"
@@ -125,6 +130,7 @@ def test_a_decoder_ranks_the_choices_that_it_could_write(folder, backbone, tmp_p
     assert [text for text, _ in spoken] in (["yes", "no"], ["no", "yes"])
 
 
+@SLOW
 def test_a_head_is_resumed_to_the_same_result(folder, tmp_path, monkeypatch):
     config = config_of(folder, "bert", method=("lora",))
     whole = experiment.run(config, tmp_path / "whole", console=QUIET)
@@ -164,6 +170,7 @@ def test_a_bert_without_its_masked_head_fills_no_mask():
         answers.find_answer("verbalizer", pj.Backbone({}, bare, "bare"))
 
 
+@SLOW
 def test_a_t5_answers_by_choices_unless_it_is_told_otherwise(tmp_path):
     config = small_experiment(tmp_path, steps=4)
     assert answers.find_answer("auto", pj.load_backbone(config.backbone)) == "choices"

@@ -58,7 +58,14 @@ def test_logits_equal_the_loop_over_tasks(family):
             oracle.assert_close(mixed[row][real], alone[row][real], 3e-6, f"task {task}")
 
 
-@pytest.mark.parametrize("family", ["t5_v1_1", "bart", "gpt2", "gemma3"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "t5_v1_1",
+        "gpt2",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "gemma3")),
+    ],
+)
 def test_choices_and_generated_texts_equal_the_loop_over_tasks(family):
     config, backbone = FAMILIES[family], backbone_of(family)
     # A prompt in the decoder of an encoder-decoder model stands in its cache.
