@@ -11,16 +11,17 @@ import numpy as np
 from rich.console import Console
 
 from peft_jax import report, sharding
-from peft_jax.adapter import load_adapter
+from peft_jax.adapter import load_adapter, read_header
+from peft_jax.answers import mask_token
 from peft_jax.backbones import Backbone, load_backbone
 from peft_jax.config import Experiment, check
+from peft_jax.decoding import greedy
 from peft_jax.errors import InputError
 from peft_jax.evaluation import evaluate
 from peft_jax.experiment import evaluation_mesh, open_backbone, open_examples, open_scorer
-from peft_jax.generate import greedy
 from peft_jax.methods import merge
 from peft_jax.progress import step_bar
-from peft_jax.scoring import score_choices
+from peft_jax.scoring import score_choices, score_labels, score_verbalizers
 from peft_jax.tokenizer import Tokenizer, check_fits, kind_of, load_tokenizer, row_ids
 
 
@@ -33,7 +34,14 @@ def evaluate_adapter(
         raise InputError(f"output {output} is not empty; give a new folder")
     backbone = open_backbone(config)
     adapter, method = load_adapter(adapter_folder, backbone)
-    examples = open_examples(config.task, config.data, backbone, config.seed, training=False)
+    examples = open_examples(
+        config.task,
+        config.data,
+        backbone,
+        config.seed,
+        training=False,
+        answer=config.answer,
+    )
     mesh = evaluation_mesh(config)
     scorer = open_scorer(config, backbone, method, mesh)
     with step_bar(console, "evaluation", len(examples)) as advance:
@@ -61,6 +69,7 @@ def predict_text(
     text: str,
     choices: Sequence[str] = (),
     *,
+    pair: str | None = None,
     max_length: int = 64,
     length_normalization: float = 1.0,
 ) -> list[tuple[str, float | None]]:
@@ -71,13 +80,22 @@ def predict_text(
       source: the backbone, as for ``load_backbone``.
       text: the input; of a decoder-only backbone the prompt, which the answer follows behind a
         space unless it ends in white space itself.
-      choices: at least two answers to rank, or none to generate.
+        An adapter with a head knows its classes, and one that fills a mask needs its words.
+      pair: a second text, of an adapter that tells classes of pairs.
     """
     if len(choices) == 1:
         raise InputError("one choice leaves nothing to rank; give two or more, or none to generate")
     backbone = load_backbone(source)
     adapter, method = load_adapter(adapter_folder, backbone)
     params = merge(backbone.params, method.bind(adapter))
+    details = read_header(adapter_folder)["details"]
+    answer = details.get("answer")
+    if answer == "head":
+        return _rank_classes(backbone, params, text, pair, choices, details.get("labels") or ())
+    if pair is not None:
+        raise InputError("a pair of texts is read by an adapter with a classification head alone")
+    if answer == "verbalizer":
+        return _rank_at_mask(backbone, params, text, choices)
     config, tokenizer = backbone.config, _tokenizer(backbone)
     ids, encoded = row_ids(tokenizer, kind_of(config), text, choices)
     check_fits([id for row in (ids, *encoded) for id in row], config.vocab_size, "the texts")
@@ -97,12 +115,53 @@ def predict_text(
     return list(ranked)
 
 
-def _tokenizer(backbone: Backbone) -> Tokenizer:
+def _rank_classes(backbone, params, text, pair, choices, labels) -> list[tuple[str, float | None]]:
+    if choices:
+        raise InputError("the adapter has a classification head: it ranks its classes, no choices")
+    tokenizer = _any_tokenizer(backbone)
+    if backbone.config.kind == "decoder":
+        ids, types = tokenizer.prompt_ids(text if pair is None else f"{text}\n{pair}"), None
+    else:
+        ids, types = tokenizer.input_ids(text, pair)
+    check_fits(ids, backbone.config.vocab_size, "the texts")
+    batch = {"encoder_input_tokens": np.asarray([ids], np.int32)}
+    if backbone.config.token_types and types is not None:
+        batch["encoder_token_types"] = np.asarray([types], np.int32)
+    scores = np.asarray(score_labels(backbone, params, batch))[0].tolist()
+    names = labels if len(labels) == len(scores) else [str(i) for i in range(len(scores))]
+    return sorted(zip(names, scores, strict=True), key=lambda x: -x[1])
+
+
+def _rank_at_mask(backbone, params, text, choices) -> list[tuple[str, float | None]]:
+    if not choices:
+        raise InputError("the adapter fills a mask: give the words to rank (--choices)")
+    from peft_jax.tasks.encoders import one_token
+
+    tokenizer, mask_id = _any_tokenizer(backbone), mask_token(backbone)
+    mask = tokenizer.token(mask_id)
+    # The place that training used where a template names none: behind the input.
+    text = text if mask is not None and mask in text else f"{text} {mask}"
+    ids = tokenizer.masked_ids(text).ids
+    words = [[one_token(tokenizer, text, choice)] for choice in choices]
+    batch = {
+        "encoder_input_tokens": np.asarray([ids], np.int32),
+        "choices": np.asarray([words], np.int32),
+        "choice_mask": np.ones((1, len(words)), bool),
+    }
+    scores = np.asarray(score_verbalizers(backbone, params, batch, mask_id))[0].tolist()
+    return sorted(zip(choices, scores, strict=True), key=lambda x: -x[1])
+
+
+def _any_tokenizer(backbone: Backbone) -> Tokenizer:
     if backbone.vocabulary is None:
         raise InputError(f"backbone {backbone.name!r} has no vocabulary to read text with")
+    return load_tokenizer(backbone.vocabulary)
+
+
+def _tokenizer(backbone: Backbone) -> Tokenizer:
     if kind_of(backbone.config) == "encoder":
         raise InputError(
-            f"backbone {backbone.name!r} is an encoder and writes no answers: evaluate its adapter "
-            "on a task of labels"
+            f"backbone {backbone.name!r} is an encoder and writes no answers, and the adapter says "
+            "neither of a head nor of words at a mask how it was trained"
         )
-    return load_tokenizer(backbone.vocabulary)
+    return _any_tokenizer(backbone)
