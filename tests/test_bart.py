@@ -283,7 +283,7 @@ def test_no_text_is_generated_beyond_the_learned_positions():
     backbone, _ = oracle.model("bart", "bart")
     batch = {"encoder_input_tokens": np.full((1, 5), 7)}
     assert pj.greedy(backbone, backbone.params, batch, 16).shape == (1, 16)
-    with pytest.raises(InputError, match=r"17 positions in the decoder .* has learned 16"):
+    with pytest.raises(InputError, match=r"17 positions.* has learned 16"):
         pj.greedy(backbone, backbone.params, batch, 17)
 
 
