@@ -183,7 +183,7 @@ def _candidates(
     totals = log_probs.reshape(b, k, vocabulary) + beams.scores[:, :, None]
     scores, index = jax.lax.top_k(totals.reshape(b, -1), wanted)
     tokens = (index % vocabulary).astype(jnp.int32)
-    grown = _of_each(beams._replace(scores=None), index // vocabulary)
+    grown = _of_each(beams, index // vocabulary)
     written = jax.lax.dynamic_update_slice_in_dim(grown.tokens, tokens[..., None], step, axis=2)
     ending = is_eos(decoding, tokens) | (step == decoding.max_length - 1)
     states = grown.states

@@ -79,12 +79,12 @@ def decode_one_by_one(
             warped = sampling.warp(wanted, strengths, decoding.top_k)
             token = sampling.draw(keys, loop.step, warped)
         log_probs = loop.log_probs
-        if scored:
+        if log_probs is not None:
             gained = _log_prob(logits, token)
             log_probs = log_probs + jnp.where(loop.done, 0.0, gained)
         token = jnp.where(loop.done, config.pad_id, token.astype(jnp.int32))
         done, states = loop.done | is_eos(decoding, token), loop.states
-        if stops is not None:
+        if stops is not None and states is not None:
             states = stops.next(states, token)
             done = done | stops.reached(states)
         return Loop(

@@ -81,7 +81,10 @@ class Decoding:
         eos_ids = self.eos_ids
         if eos_ids is None:
             eos_ids = (config.eos_id, *config.extra_eos_ids)
-        given = {"first_token": (self.first_token,), "last_token": (self.last_token,)}
+        given: dict[str, tuple[int | None, ...]] = {
+            "first_token": (self.first_token,),
+            "last_token": (self.last_token,),
+        }
         given |= {"eos_ids": eos_ids, "stop_tokens": sum(self.stop_tokens, ())}
         for name, ids in given.items():
             for token in ids:

@@ -34,7 +34,7 @@ class History(NamedTuple):
 
     tokens: jax.Array
     known: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # not tuple.count
 
 
 def reads_history(decoding: Decoding) -> bool:
@@ -56,9 +56,9 @@ def process(
       step: [] int32, tokens generated before.
       history: None where nothing reads it.
     """
-    if strengths.repetition_penalty is not None:
+    if strengths.repetition_penalty is not None and history is not None:
         logits = penalize_repetition(logits, strengths.repetition_penalty, history)
-    if decoding.no_repeat_ngram:
+    if decoding.no_repeat_ngram and history is not None:
         logits = ban_repeated_ngrams(logits, decoding.no_repeat_ngram, history)
     if decoding.min_length and decoding.eos_ids:
         ended = jnp.zeros(logits.shape[-1], bool).at[jnp.asarray(decoding.eos_ids)].set(True)

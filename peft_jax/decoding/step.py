@@ -103,7 +103,7 @@ def read(config: Config, params: Params, batch: Batch, separate: bool) -> Read:
       separate: whether keys and values are wanted layer by layer.
     """
     context = transformer.context(config, params, batch, stack_cross=not separate)
-    if config.kind == "decoder":
+    if context.prompt is not None:
         tokens, known = _without_gaps(config, batch)
         return Read(
             context.start,
@@ -114,8 +114,9 @@ def read(config: Config, params: Params, batch: Batch, separate: bool) -> Read:
             tokens=tokens,
             known=known,
         )
+    assert context.encoded is not None
     prompt, position = _read_soft_prompt(config, params, context)
-    cross = context.cross
+    cross: Any = context.cross
     if separate:
         stack = params["decoder"]["layers"]["cross_attention"]
         cross = [
@@ -142,10 +143,10 @@ def _fill(x: jax.Array, axis: int, *, in_front: bool = False) -> jax.Array:
 
 
 def _fill_prompt(prompt: Prompt, separate: bool) -> Prompt:
-    key, value = (_fill(x, -2) for x in prompt[:2])
+    kept: list[Any] = [_fill(x, -2) for x in prompt[:2]]
     if separate:
-        key, value = ([x[i] for i in range(len(x))] for x in (key, value))
-    return Prompt(key, value, _fill(prompt.mask, 1), _fill(prompt.positions, 1))
+        kept = [[x[i] for i in range(len(x))] for x in kept]
+    return Prompt(kept[0], kept[1], _fill(prompt.mask, 1), _fill(prompt.positions, 1))
 
 
 def _without_gaps(config: Config, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -169,6 +170,7 @@ def _read_soft_prompt(
     own, b = params["decoder"], len(context.start)
     if "prompt" not in own:
         return None, context.position
+    assert context.encoded is not None
     nothing = jnp.zeros((b, 0), jnp.int32)
     mask = transformer._own_places(params, nothing)
     behind = jnp.broadcast_to(jnp.sum(mask, axis=1), (b,))
@@ -186,7 +188,8 @@ def _read_soft_prompt(
         config, params, x, view, None, context=context, cross_bias=bias, keep=True
     )
     mask, positions = (jnp.broadcast_to(each, (b, mask.shape[1])) for each in (mask, positions))
-    return Prompt(*kept, mask, positions), behind
+    assert kept is not None
+    return Prompt(kept[0], kept[1], mask, positions), behind
 
 
 # --------------------------------------------------------------------------------------------
@@ -202,7 +205,7 @@ def new_cache(config: Config, stack: Layers, rows: int, places: int, group: int 
         copied. A row's keys are then read once for all of its beams.
     """
     dtype = jnp.dtype(config.activation_dtype)
-    shape = (rows, config.kv_heads, places * group, config.d_kv)
+    shape: tuple[int, ...] = (rows, config.kv_heads, places * group, config.d_kv)
     if isinstance(stack, list):
         return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in stack]
     shape = (config.decoder_layers, *shape)
@@ -265,9 +268,9 @@ def advance(
 
         def self_attention(y):
             own = extend(transformer._keys_values(config, p["self_attention"], y, turn))
-            parts = [layers.Keys(*own, bias)]
-            if prompt is not None:
-                parts.append(layers.Keys(*prompt, prompt_view.of_layer(local)[0]))
+            parts = [layers.Keys(own[0], own[1], bias)]
+            if prompt is not None and prompt_view is not None:
+                parts.append(layers.Keys(prompt[0], prompt[1], prompt_view.of_layer(local)[0]))
             return transformer._attention(config, p["self_attention"], y, parts, turn, None)
 
         x = transformer._residual(config, p, "self_attention", x, self_attention)
