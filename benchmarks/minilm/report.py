@@ -29,9 +29,9 @@ Both sides read the same tokens in the same order (each with its own tokenizer, 
 are equal) and start from the same weights: the head and LoRA's A are drawn with NumPy. So a seed
 means the same run on both sides, and the results must agree run by run, not only on average. The
 learning rates are the best of three or four for each method on a fifth of the training rows,
-searched with the peer ({rates}). Full fine-tuning and BitFit need no PEFT: their peer is transformers alone. PEFT
-is told to scale what the (IA)³ paper scales: by default it scales what BERT's attention output
-projection reads too.
+searched with the peer ({rates}). Full fine-tuning and BitFit need no PEFT: their peer is
+transformers alone. PEFT is told to scale what the (IA)³ paper scales: by default it scales what
+BERT's attention output projection reads too.
 """
 
 
