@@ -17,6 +17,7 @@ from rich.console import Console
 
 from peft_jax import config as configuration
 from peft_jax.config import Experiment
+from peft_jax.decoding import Decoding
 from peft_jax.errors import InputError
 from peft_jax.pretrain import PretrainConfig
 
@@ -63,10 +64,12 @@ class Predict:
     """A second text, where a head was trained on pairs."""
     backbone: str | None = None
     """"tiny" or a checkpoint folder; by default the one that the run was made with."""
-    max_length: int = 64
-    """Most tokens to generate, without choices."""
     length_normalization: float = 1.0
     """1: rank by the mean log-probability of a choice's tokens; 0: by their sum."""
+    seed: int | None = None
+    """Of the draws, with --temperature, --top-k or --top-p; 0 by default."""
+    decoding: Annotated[Decoding, tyro.conf.arg(name="")] = Decoding()  # noqa: RUF009 (frozen)
+    """How texts are generated, without choices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,8 +223,9 @@ def predict(arguments: Sequence[str]) -> None:
         given.text,
         given.choices,
         pair=given.pair,
-        max_length=given.max_length,
         length_normalization=given.length_normalization,
+        decoding=given.decoding,
+        seed=given.seed,
     )
     console = Console()
     for text, score in answers:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -15,7 +17,7 @@ from peft_jax.adapter import load_adapter, read_header
 from peft_jax.answers import mask_token
 from peft_jax.backbones import Backbone, load_backbone
 from peft_jax.config import Experiment, check
-from peft_jax.decoding import greedy
+from peft_jax.decoding import Decoding, cut_text, generate
 from peft_jax.errors import InputError
 from peft_jax.evaluation import evaluate
 from peft_jax.experiment import evaluation_mesh, open_backbone, open_examples, open_scorer
@@ -70,10 +72,11 @@ def predict_text(
     choices: Sequence[str] = (),
     *,
     pair: str | None = None,
-    max_length: int = 64,
     length_normalization: float = 1.0,
+    decoding: Decoding | None = None,
+    seed: int | None = None,
 ) -> list[tuple[str, float | None]]:
-    """Answers to one input, best first: the choices with their scores, or one generated text.
+    """Answers to one input: the choices with their scores, best first, or generated texts.
 
     Args:
       adapter_folder: a run's folder or an adapter file.
@@ -82,14 +85,24 @@ def predict_text(
         space unless it ends in white space itself.
         An adapter with a head knows its classes, and one that fills a mask needs its words.
       pair: a second text, of an adapter that tells classes of pairs.
+      length_normalization: of the choices' scores, as in ``score_choices``.
+      decoding: how texts are generated; several of them (``sequences``) have scores, and one none.
+      seed: of the draws, where they are sampled; 0 by default.
+
+    Raises:
+      InputError: the arguments contradict each other, or do not fit the adapter.
     """
     if len(choices) == 1:
         raise InputError("one choice leaves nothing to rank; give two or more, or none to generate")
+    decoding = decoding or Decoding()
+    _check_drawing(decoding, seed)
     backbone = load_backbone(source)
     adapter, method = load_adapter(adapter_folder, backbone)
     params = merge(backbone.params, method.bind(adapter))
     details = read_header(adapter_folder)["details"]
     answer = details.get("answer")
+    if choices or answer in ("head", "verbalizer"):
+        _refuse_decoding(decoding)
     if answer == "head":
         return _rank_classes(backbone, params, text, pair, choices, details.get("labels") or ())
     if pair is not None:
@@ -101,10 +114,7 @@ def predict_text(
     check_fits([id for row in (ids, *encoded) for id in row], config.vocab_size, "the texts")
     batch = {"encoder_input_tokens": np.asarray([ids], np.int32)}
     if not choices:
-        ends = (config.pad_id, config.eos_id, *config.extra_eos_ids)
-        written = np.asarray(greedy(backbone, params, batch, max_length))[0]
-        kept = [int(id) for id in written if id not in ends]
-        return [(tokenizer.decode(kept, skip_special=True).strip(), None)]
+        return _write(backbone, params, batch, decoding, seed or 0, tokenizer)
     shape = (1, len(encoded), max(map(len, encoded)))
     padded = np.full(shape, config.pad_id, np.int32)
     for row, ids in zip(padded[0], encoded, strict=True):
@@ -113,6 +123,38 @@ def predict_text(
     scores = score_choices(backbone, params, batch, length_normalization=length_normalization)
     ranked = sorted(zip(choices, np.asarray(scores)[0].tolist(), strict=True), key=lambda x: -x[1])
     return list(ranked)
+
+
+def _check_drawing(decoding: Decoding, seed: int | None) -> None:
+    if seed is not None and not decoding.samples:
+        raise InputError(
+            f"seed {seed}: nothing is drawn; sample (temperature, top_k, top_p) or leave it out"
+        )
+
+
+def _refuse_decoding(decoding: Decoding) -> None:
+    """Raises InputError for options of what is not done: choices and classes are ranked."""
+    plain = dataclasses.asdict(Decoding())
+    given = [name for name, value in dataclasses.asdict(decoding).items() if value != plain[name]]
+    if given:
+        raise InputError(
+            f"{', '.join(given)}: choices and classes are ranked, no text is generated; leave out "
+            "one or the other"
+        )
+
+
+def _write(backbone, params, batch, decoding, seed, tokenizer) -> list[tuple[str, float | None]]:
+    """Generated texts without their ends, with scores where there are several."""
+    written = generate(backbone, params, batch, decoding, jax.random.key(seed), tokenizer=tokenizer)
+    ends = decoding.for_backbone(backbone.config).eos_ids
+    texts = []
+    for tokens, length in zip(written.tokens[0], written.lengths[0].tolist(), strict=True):
+        kept = [id for id in np.asarray(tokens[:length]).tolist() if id not in ends]
+        text = cut_text(tokenizer.decode(kept, skip_special=True), decoding.stop)
+        texts.append(text.strip())
+    if len(texts) == 1:
+        return [(texts[0], None)]
+    return list(zip(texts, written.scores[0].tolist(), strict=True))
 
 
 def _rank_classes(backbone, params, text, pair, choices, labels) -> list[tuple[str, float | None]]:

@@ -71,7 +71,10 @@ def test_a_decoders_choices_follow_the_prompt(decoder, tmp_path):
 def test_an_answer_is_written_as_text(kind, decoder, tmp_path):
     folder = decoder if kind == "decoder" else write_small_backbone(tmp_path / "backbone")
     ((answer, score),) = predict_text(
-        saved_adapter(folder, tmp_path), str(folder), "There is snow", max_length=6
+        saved_adapter(folder, tmp_path),
+        str(folder),
+        "There is snow",
+        decoding=pj.Decoding(max_length=6),
     )
     assert score is None
     assert isinstance(answer, str)
