@@ -2,7 +2,7 @@
 
 python -m benchmarks.minilm              # the study; finished runs are not repeated
 python -m benchmarks.minilm --search     # learning rates on held-out training rows, the peer's
-python -m benchmarks.minilm --methods lora --datasets sst2 --seeds 1 --results /tmp/try.jsonl
+python -m benchmarks.minilm --methods lora --datasets sst2 --seeds 1 --results try.jsonl
 """
 
 from __future__ import annotations
