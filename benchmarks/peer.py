@@ -48,6 +48,8 @@ PRODUCT_SECONDS = 0.1
 class Worker:
     """A library in its own process."""
 
+    module = "benchmarks.worker"
+
     def __init__(self, library: str, case: jobs.Case, folder: Path, cores: list[int], **options):
         settings = {
             "library": library, "folder": str(folder), "cores": cores,
@@ -63,7 +65,7 @@ class Worker:
         # A file, since a pipe that nobody reads would fill and stop the worker.
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the worker)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", json.dumps(settings)],
+            [sys.executable, "-m", self.module, json.dumps(settings)],
             cwd=ROOT, env=environment, text=True, bufsize=1,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
         )  # fmt: skip

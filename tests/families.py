@@ -144,9 +144,9 @@ DECODERS = {name: config for name, config in FAMILIES.items() if config.kind == 
 QUICK = ("t5_v1_1", "bert", "bart", "gpt2", "gemma3")
 
 
-def quickly(names):
-    """The names as parameters, those that are not QUICK marked slow."""
-    return [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
+def quickly(names, quick=QUICK):
+    """The names as parameters, those that are not quick marked slow."""
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 over_families = pytest.mark.parametrize("family", quickly(FAMILIES))

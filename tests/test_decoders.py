@@ -12,6 +12,7 @@ import peft_jax as pj
 from peft_jax import losses, scoring, transformer, tree
 from peft_jax.backbones import hugging_face
 from tests import oracle
+from tests.families import quickly
 
 FROZEN = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
 LIVE = (
@@ -22,6 +23,12 @@ ALL = (*FROZEN, *(pytest.param(name, marks=pytest.mark.oracle) for name in LIVE)
 
 over_all = pytest.mark.parametrize("variant", ALL)
 over_frozen = pytest.mark.parametrize("variant", FROZEN)
+# What compiles a program of its own for each: the others run with the slow tests.
+SOME = ("gpt2", "gemma3")
+over_some = pytest.mark.parametrize("variant", quickly(FROZEN, SOME))
+over_some_and_live = pytest.mark.parametrize(
+    "variant", [*quickly(FROZEN, SOME), *ALL[len(FROZEN) :]]
+)
 
 
 def decoder(variant):
@@ -68,7 +75,11 @@ def assert_choices(backbone, wanted, log_probs):
 
 
 over_choices = pytest.mark.parametrize(
-    "variant", [v for v in ALL if getattr(v, "values", None) != ("llama_dynamic",)]
+    "variant",
+    [
+        *quickly(FROZEN, SOME),
+        *(v for v in ALL[len(FROZEN) :] if v.values != ("llama_dynamic",)),
+    ],
 )
 
 
@@ -79,7 +90,7 @@ def test_choices_behind_a_shared_prompt_equal_transformers(variant):
     assert_choices(backbone, wanted, score(backbone.params))
 
 
-@over_frozen
+@over_some
 def test_choices_through_the_cache_equal_transformers(variant):
     """Two tokens of every choice at once, and then the third."""
     backbone, wanted = decoder(variant)
@@ -101,7 +112,7 @@ def test_choices_through_the_cache_equal_transformers(variant):
     assert_choices(backbone, wanted, found)
 
 
-@over_all
+@over_some_and_live
 def test_greedy_decoding_equals_generate(variant):
     backbone, wanted = decoder(variant)
     config = dataclasses.replace(backbone.config, eos_id=int(wanted["eos_id"]), extra_eos_ids=())
@@ -123,7 +134,7 @@ def test_greedy_decoding_equals_generate(variant):
     assert not ended.all()
 
 
-@over_frozen
+@over_some
 def test_bfloat16_stays_within_its_rounding_of_float32(variant):
     backbone, wanted = decoder(variant)
     low = dataclasses.replace(backbone, params=tree.cast(backbone.params, jnp.bfloat16))

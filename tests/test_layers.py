@@ -247,7 +247,5 @@ def test_attention_equals_its_formula_and_ignores_masked_keys():
 
 def test_a_row_with_every_key_masked_is_finite():
     q, k, v, bias = attention_inputs(choices=1)
-    result = layers.attend(
-        q, [layers.Keys(k, v, jnp.full_like(bias, layers.MASKED))], 0.0, None
-    )
+    result = layers.attend(q, [layers.Keys(k, v, jnp.full_like(bias, layers.MASKED))], 0.0, None)
     oracle.assert_close(result[0, 0], v[0].mean(1).reshape(-1), 1e-5)
