@@ -75,14 +75,10 @@ def theirs(settings: dict[str, Any]):
     model.generation_config = transformers.GenerationConfig(
         decoder_start_token_id=getattr(config, "decoder_start_token_id", None), pad_token_id=0
     )
-    # By default transformers samples from the 50 most probable tokens, and ours from all.
-    asked = {
-        "do_sample": "temperature" in options,
-        "top_k": 0,
-        "max_new_tokens": settings["length"],
-    }
+    asked: dict[str, Any] = {"do_sample": "temperature" in options}
     if asked["do_sample"]:
-        asked["top_k"] = 0
+        asked["top_k"] = 0  # by default transformers draws from the 50 most probable tokens
+    asked["max_new_tokens"] = settings["length"]
 
     def step() -> list:
         with torch.inference_mode():

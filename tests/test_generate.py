@@ -350,3 +350,39 @@ def test_learned_positions_reach_as_far_as_they_do():
     assert gpt2.config.max_positions == 20
     written = pj.greedy(gpt2, gpt2.params, batch, 14)
     np.testing.assert_array_equal(written, by_full_passes(gpt2, gpt2.params, batch, 14)[:, :14])
+
+
+def in_the_loop(text):
+    """The lines of a compiled program that its entry does not run by itself."""
+    return text[: text.index("\nENTRY ")].splitlines()
+
+
+@pytest.mark.parametrize("family", ["t5_v1_1", "gemma3"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_loop_copies_neither_cache_nor_weights(family, beams):
+    config, length = FAMILIES[family], 40
+    backbone = pj.init_backbone(config, jax.random.key(0))
+    decoding = pj.Decoding(max_length=length, beams=beams).for_backbone(config)
+    inputs = generation._prepare(config, backbone.params, inputs_of(family, 4), decoding)
+    options = (generation._structure(decoding), generation._strengths(decoding))
+    if beams == 1:
+        lowered = one_by_one.decode_one_by_one.lower(
+            config, options[0], True, *inputs, options[1], None, None
+        )
+    else:
+        factors = beam_search.length_factors(decoding)
+        lowered = beam_search.search_beams.lower(
+            config, options[0], *inputs, options[1], factors, None
+        )
+    text = lowered.compile().as_text()
+    cache = f"f32[4,{config.kv_heads},{length * beams},{config.d_kv}]"
+    kernels = {f"f32[{a},{b}]" for a, b in [(24, config.d_ff), (config.d_ff, 24)]}
+    lines = in_the_loop(text)
+    assert any(cache in line and "dynamic-update-slice" in line for line in lines)
+    moved = [
+        line
+        for line in lines
+        if any(f"{shape}{{" in line.split("(")[0] for shape in {cache, *kernels})
+        and any(f" {kind}(" in line for kind in ("copy", "gather", "transpose", "concatenate"))
+    ]
+    assert not moved
