@@ -571,7 +571,10 @@ def test_a_target_that_is_no_regular_expression_is_named():
         (lambda: pj.lora(2, dropout=-0.1), "dropout -0.1"),
         (lambda: pj.prompt_tuning(0), "length 0 must be at least 1"),
         (lambda: pj.prompt_tuning(2, "zeros"), "init 'zeros' is unknown; one of random, vocab"),
-        (lambda: pj.prompt_tuning(2, where="middle"), "where 'middle' is unknown; one of input, encoder"),
+        (
+            lambda: pj.prompt_tuning(2, where="middle"),
+            "where 'middle' is unknown; one of input, encoder",
+        ),
         (lambda: pj.prompt_tuning(2, "text"), "init 'text' needs the argument text="),
         (lambda: pj.prompt_tuning(2, "labels"), "init 'labels' needs the argument labels="),
         (lambda: pj.prompt_tuning(2, "file"), "init 'file' needs the argument file="),
