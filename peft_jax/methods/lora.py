@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,10 @@ from peft_jax import tree
 from peft_jax.backbones.base import Backbone, find_modules
 from peft_jax.errors import InputError
 from peft_jax.methods.base import Method, at_layers, check_depth, chosen_layers, make_method, sizes
+from peft_jax.transformer import Config
 from peft_jax.tree import Params
+
+Init = Literal["uniform", "gaussian", "tfew", "pissa"]
 
 
 def lora(
@@ -21,11 +25,22 @@ def lora(
     layers: Sequence[int] | None = None,
     dropout: float = 0.0,
     rslora: bool = False,
+    init: Init = "uniform",
+    rank_pattern: Sequence[tuple[str, int]] = (),
+    alpha_pattern: Sequence[tuple[str, float]] = (),
+    freeze_a: bool = False,
 ) -> Method:
-    """h = W x + (alpha / rank) B A x, with A drawn and B zero: unchanged at the start.
+    """h = W x + (alpha / rank) B A x; the function is unchanged at the start.
 
-    The stored tree has ``lora_a`` [layers, in, rank] and ``lora_b`` [layers, rank, out] per target;
-    A is drawn uniformly within 1/sqrt(in), as loralib and Hugging Face PEFT do.
+    The stored tree has ``lora_a`` [layers, in, rank] and ``lora_b`` [layers, rank, out] per target:
+    layers * rank * (in + out) parameters.
+
+    With ``init="pissa"`` (Meng et al. 2024) the factors start at the kernel's ``rank`` largest
+    singular values and vectors. The published code takes that part out of the frozen kernel; here
+    the kernel stays and the factors' initial values are constants that are taken off again,
+    h = W x + (alpha / rank) (B A - B0 A0) x, which is the same function.
+
+    T-Few's baseline is ``lora(4, alpha=1, init="tfew", targets=(...))``: its scale is 1 / rank.
 
     Args:
       rank: of the update.
@@ -34,45 +49,74 @@ def lora(
       layers: indices of the layers to train; None means all.
       dropout: rate on the input of the low-rank branch alone, while training.
       rslora: scale by alpha / sqrt(rank) instead (Kalajdzievski 2023).
+      init: of A, with B zero. "uniform": within 1/sqrt(in), as loralib and Hugging Face PEFT;
+        "gaussian": deviation 1/rank, PEFT's option of that name; "tfew": deviation 0.01, as the
+        code of Liu et al. 2022; "pissa": both factors as above.
+      rank_pattern: other ranks for some targets: pairs of a regular expression on the end of a
+        module path and a rank. The first pair that matches counts.
+      alpha_pattern: the same for alpha.
+      freeze_a: train B only, and keep A as drawn: LoRA-FA (Zhang et al. 2023), whose backward pass
+        keeps rank numbers per token where LoRA keeps in.
+
+    Raises:
+      InputError: a number out of its range; from ``init``, a target or a pattern that matches
+        nothing, or a PiSSA rank above a kernel's smaller side.
     """
-    if not isinstance(rank, int) or rank < 1:
-        raise InputError(f"rank {rank!r} must be a whole number of at least 1")
-    if alpha is not None and not alpha > 0:
-        raise InputError(f"alpha {alpha!r} must be above 0: at 0 nothing is trained")
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout {dropout} must be at least 0 and below 1")
+    _check_rank(rank)
+    _check_alpha(alpha)
+    check_dropout(dropout)
+    if init not in get_args(Init):
+        raise InputError(f"init {init!r} is unknown; one of {', '.join(get_args(Init))}")
+    if init == "pissa" and dropout:
+        # The constants must not be dropped, and a layer knows one branch only.
+        raise InputError(f"dropout {dropout} does not go with init 'pissa', which has none")
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
     chosen = chosen_layers(layers)
-    alpha = float(rank if alpha is None else alpha)
-    scale = alpha / (rank**0.5 if rslora else rank)
+    ranks = _pattern("rank_pattern", rank_pattern, _check_rank)
+    alphas = _pattern("alpha_pattern", alpha_pattern, _check_alpha)
 
-    def init(key: jax.Array, backbone: Backbone) -> Params:
-        modules = find_modules(backbone.config, "lora_a", targets)
-        outputs = find_modules(backbone.config, "lora_b", targets)
+    def init_tree(key: jax.Array, backbone: Backbone) -> Params:
+        found = projections(backbone.config, targets, chosen)
+        for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
+            if pattern:
+                tree.match([p for p, _ in pattern], found, f"module of {name}")
         stored = {}
-        for k, (module, slot) in zip(
-            jax.random.split(key, len(modules)), modules.items(), strict=True
-        ):
-            *depth, inputs = sizes(slot)
-            depth = check_depth(chosen, depth, module)
-            bound = inputs**-0.5
-            stored[f"{module}/lora_a"] = jax.random.uniform(
-                k, (*depth, inputs, rank), jnp.float32, -bound, bound
-            )
-            width = sizes(outputs[module])[-1]
-            stored[f"{module}/lora_b"] = jnp.zeros((*depth, rank, width), jnp.float32)
+        keys = jax.random.split(key, len(found))
+        for k, (module, sides) in zip(keys, found.items(), strict=True):
+            size = _value_at(module, ranks, rank)
+            if init == "pissa":
+                kernel = chosen_kernel(backbone.params, module, chosen)
+                a, b = _principal(module, kernel, size, scale_of(module, size))
+                stored[f"{module}/fixed/lora_a"], stored[f"{module}/fixed/lora_b"] = a, b
+                # Copies: the step donates what is trained and must not free the constants.
+                a, b = jnp.array(a, copy=True), jnp.array(b, copy=True)
+            else:
+                a = _draw(k, (*sides.depth, sides.inputs, size), init)
+                b = jnp.zeros((*sides.depth, size, sides.outputs), jnp.float32)
+            stored[f"{module}/fixed/lora_a" if freeze_a else f"{module}/lora_a"] = a
+            stored[f"{module}/lora_b"] = b
         return tree.unflatten(stored)
 
+    def scale_of(module: str, size: int) -> float:
+        own = _value_at(module, alphas, size if alpha is None else alpha)
+        return own / (size**0.5 if rslora else size)
+
     def bind(stored: Params) -> Params:
-        bound = {}
-        for path, leaf in tree.flatten(stored).items():
-            module, _, kind = path.rpartition("/")
-            if kind == "lora_b" and scale != 1:
-                leaf = leaf * scale
-            bound[path] = at_layers(leaf, chosen, 0.0)
-            if kind == "lora_a" and dropout:
+        flat, bound = tree.flatten(stored), {}
+        for module, b in leaves_named("lora_b", flat):
+            size = b.shape[-2]
+            a, a0 = (flat.get(f"{module}/{name}") for name in ("lora_a", "fixed/lora_a"))
+            b0 = flat.get(f"{module}/fixed/lora_b")
+            if a is None:
+                a, b = a0, b if b0 is None else b - b0
+            elif b0 is not None:
+                a, b = jnp.concatenate([a, a0], axis=-1), jnp.concatenate([b, -b0], axis=-2)
+            scale = scale_of(module, size)
+            bound[f"{module}/lora_a"] = at_layers(a, chosen, 0.0)
+            bound[f"{module}/lora_b"] = at_layers(b if scale == 1 else b * scale, chosen, 0.0)
+            if dropout:
                 # A constant that travels with the factors; layers know no configuration.
-                rate = jnp.full(leaf.shape[:-2], dropout, jnp.float32)
+                rate = jnp.full(a.shape[:-2], dropout, jnp.float32)
                 bound[f"{module}/lora_dropout"] = at_layers(rate, chosen, 0.0)
         return tree.unflatten(bound)
 
@@ -84,5 +128,108 @@ def lora(
         "layers": chosen and list(chosen),
         "dropout": dropout,
         "rslora": rslora,
+        "init": init,
+        "rank_pattern": [list(pair) for pair in ranks],
+        "alpha_pattern": [list(pair) for pair in alphas],
+        "freeze_a": freeze_a,
     }
-    return make_method(init, bind, spec, foldable=True)
+    return make_method(init_tree, bind, spec, foldable=True)
+
+
+# --------------------------------------------------------------------------------------------
+# What methods with low-rank factors share
+# --------------------------------------------------------------------------------------------
+class Projection(NamedTuple):
+    """Sizes of a targeted kernel: ``depth`` is [layers] in a stack and [] elsewhere."""
+
+    depth: list[int]
+    inputs: int
+    outputs: int
+
+
+def projections(
+    config: Config, targets: Sequence[str], chosen: Sequence[int] | None
+) -> dict[str, Projection]:
+    """Module path -> sizes of every kernel that a target matches, for the chosen layers."""
+    outputs = find_modules(config, "lora_b", targets)
+    found = {}
+    for module, slot in find_modules(config, "lora_a", targets).items():
+        *depth, inputs = sizes(slot)
+        depth = check_depth(chosen, depth, module)
+        found[module] = Projection(depth, inputs, sizes(outputs[module])[-1])
+    return found
+
+
+def chosen_kernel(params: Params, module: str, chosen: Sequence[int] | None) -> jax.Array:
+    """The module's kernel in the chosen layers, float32 [layers, in, out]."""
+    kernel = tree.get(params, f"{module}/kernel")
+    return (kernel if chosen is None else kernel[jnp.asarray(chosen)]).astype(jnp.float32)
+
+
+def leaves_named(name: str, flat: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(module, leaf) for every trained leaf of that name in a flat stored tree."""
+    for path, leaf in flat.items():
+        module, _, kind = path.rpartition("/")
+        if kind == name and not module.endswith("/fixed"):
+            yield module, leaf
+
+
+def check_dropout(rate: float) -> None:
+    """InputError unless it is a rate of dropout."""
+    if not 0 <= rate < 1:
+        raise InputError(f"dropout {rate} must be at least 0 and below 1")
+
+
+def _check_rank(rank: int, where: str = "rank") -> None:
+    if not isinstance(rank, int) or rank < 1:
+        raise InputError(f"{where} {rank!r} must be a whole number of at least 1")
+
+
+def _check_alpha(alpha: float | None, where: str = "alpha") -> None:
+    if alpha is not None and not alpha > 0:
+        raise InputError(f"{where} {alpha!r} must be above 0: at 0 nothing is trained")
+
+
+def _pattern(name: str, given: Sequence[tuple[str, Any]], check_value) -> tuple:
+    """The pairs of a pattern, checked."""
+    pairs = []
+    for pair in given:
+        if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise InputError(
+                f"{name} has {pair!r}; give pairs of a module and a number, ('mlp/wo', 4)"
+            )
+        check_value(pair[1], f"{name}'s value for {pair[0]!r}:")
+        pairs.append(tuple(pair))
+    return tuple(pairs)
+
+
+def _value_at(module: str, pattern: Sequence[tuple[str, Any]], otherwise: Any) -> Any:
+    return next((value for p, value in pattern if tree.ends_with(p, module)), otherwise)
+
+
+def _draw(key: jax.Array, shape: Sequence[int], init: Init) -> jax.Array:
+    """A of shape [..., in, rank]."""
+    *_, inputs, rank = shape
+    if init == "uniform":
+        bound = inputs**-0.5
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+    return (1 / rank if init == "gaussian" else 0.01) * jax.random.normal(key, shape, jnp.float32)
+
+
+def _principal(
+    module: str, kernel: jax.Array, rank: int, scale: float
+) -> tuple[jax.Array, jax.Array]:
+    """A [..., in, rank], B [..., rank, out]: scale A B is the kernel's best approximation."""
+    if rank > min(kernel.shape[-2:]):
+        raise InputError(
+            f"rank {rank} is above the {min(kernel.shape[-2:])} singular values of {module!r}, "
+            "which init 'pissa' starts from"
+        )
+
+    def factors(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+        u, s, v = jnp.linalg.svd(matrix, full_matrices=False)
+        root = jnp.sqrt(s[:rank] / scale)
+        return u[:, :rank] * root, root[:, None] * v[:rank]
+
+    # One layer at a time: all of a layer's singular vectors are as large as its kernel.
+    return factors(kernel) if kernel.ndim == 2 else jax.lax.map(factors, kernel)
