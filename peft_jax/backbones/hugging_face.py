@@ -1,9 +1,8 @@
 """Hugging Face checkpoint folders, read and written tensor by tensor.
 
 A folder holds ``config.json`` and either ``model.safetensors``, several safetensors files with
-``model.safetensors.index.json``, or ``pytorch_model*.bin`` (read only, and only where torch is
-installed). Tensors are streamed into the stacked tree one at a time, so that peak memory stays
-near one copy of the model.
+``model.safetensors.index.json``, or ``pytorch_model*.bin`` (read only). Tensors are streamed into
+the stacked tree one at a time, so that peak memory stays near one copy of the model.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from peft_jax.backbones.families import FAMILIES, Family
 from peft_jax.backbones.names import Rule
 from peft_jax.errors import InputError
 from peft_jax.tokenizer_files import vocabulary_in
+from peft_jax.torch_files import open_torch
 from peft_jax.transformer import Config
 from peft_jax.tree import Params
 
@@ -112,24 +112,10 @@ def _open_safetensors(files: list[Path]) -> dict[str, Tensor]:
 
 
 def _open_torch(files: list[Path]) -> dict[str, Tensor]:
-    try:
-        import torch
-    except ImportError:
-        raise InputError(
-            f"{files[0]} is a torch file: install torch, or convert it to safetensors"
-        ) from None
-
-    def reader(tensor):
-        # NumPy has no bfloat16 of torch's; float32 holds it exactly.
-        return lambda: tensor.detach().to(torch.float32).numpy()
-
     tensors: dict[str, Tensor] = {}
     for path in files:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises a dozen kinds for a damaged file
-            raise InputError(f"{path} is not a readable torch file: {error}") from None
-        tensors |= {name: Tensor(tuple(t.shape), reader(t)) for name, t in state.items()}
+        for name, held in open_torch(path).items():
+            tensors[name] = Tensor(held.shape, held.read)
     return tensors
 
 
