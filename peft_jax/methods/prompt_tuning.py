@@ -1,18 +1,26 @@
-"""Prompt tuning: trained rows in front of the embedded tokens (Lester et al. 2021)."""
+"""Prompt tuning: trained rows among the embedded tokens (Lester et al. 2021)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peft_jax import tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
 from peft_jax.methods.base import Method, make_method
+from peft_jax.methods.prompt_places import (
+    Placement,
+    check_placement,
+    check_stack,
+    placed,
+    row_name,
+)
+from peft_jax.methods.texts import drawn_rows, read_embedding, token_ids
+from peft_jax.transformer import Config
 from peft_jax.tree import Params
 
 INITS = ("random", "vocabulary", "labels", "text", "file")
@@ -21,18 +29,22 @@ WHERE = ("input", "encoder", "decoder", "both")
 
 def prompt_tuning(
     length: int = 20,
-    init: str = "vocabulary",
-    where: str = "input",
+    init: Literal["random", "vocabulary", "labels", "text", "file"] = "vocabulary",
+    where: Literal["input", "encoder", "decoder", "both"] = "input",
     *,
-    labels: Sequence[str] = (),
+    labels: tuple[str, ...] = (),
     text: str = "",
     file: str | Path | None = None,
     vocabulary_range: tuple[int, int] = (0, 5000),
+    placement: Placement = "front",
+    per_layer: bool = False,
 ) -> Method:
     """A soft prompt P [length, d_model], read as if its rows were embedded tokens.
 
     An encoder prompt takes part in relative positions and cross-attention; a decoder prompt stands
-    before the start token and its own outputs are dropped. T-Few's baseline has both.
+    before the start token and its own outputs are dropped. T-Few's baseline has both. Trained are
+    length * d_model parameters per stack, times its layers with ``per_layer``. The function changes
+    at the start.
 
     Args:
       length: number of rows.
@@ -44,9 +56,16 @@ def prompt_tuning(
         "file": a ``.npy`` array [length, d_model].
       where: "input", the stack that reads the input; or by name "encoder", "decoder" or "both"
         (two independent prompts).
-      labels, text, file: what the init of that name reads.
+      labels: of the init of that name.
+      text: of the init of that name.
+      file: of the init of that name.
       vocabulary_range: first and one past the last token id to draw from. The published
         vocabularies are sorted by frequency; T-Few draws from (3, 5003).
+      placement: "front" of the input; "after_first", behind its first token ([CLS], BOS); "suffix",
+        behind its last one (EOS included); or "markers", where a template or text says ``<soft>``
+        or ``<soft 3>`` (hybrid prompts, PPT).
+      per_layer: whether each layer has rows of its own, which take the place of what the layer
+        below made of the prompt (T5X's prompt-tuning, "per-layer prompts"); at the front alone.
     """
     if length < 1:
         raise InputError(f"length {length} must be at least 1")
@@ -59,6 +78,11 @@ def prompt_tuning(
         raise InputError(f"init {init!r} needs the argument {init}=...")
     if init == "labels" and len(labels) > length:
         raise InputError(f"{len(labels)} labels do not fit a prompt of length {length}")
+    check_placement(placement)
+    if per_layer and placement != "front":
+        raise InputError(
+            f"per_layer: rows of each layer stand in front, not at placement {placement!r}"
+        )
 
     def rows(key: jax.Array, backbone: Backbone) -> jax.Array:
         width = backbone.config.d_model
@@ -66,26 +90,39 @@ def prompt_tuning(
             return jax.random.uniform(key, (length, width), jnp.float32, -0.5, 0.5)
         if init == "file":
             return _from_file(Path(str(file)), (length, width))
-        # As a layer reads it: Gemma scales what it looks up.
-        embedding = backbone.params["token_embedder"]["embedding"]
-        embedding = embedding * jnp.asarray(backbone.config.embedding_scale, embedding.dtype)
-        drawn = _draw(key, embedding, length, vocabulary_range)
+        embedding = read_embedding(backbone)
+        if init == "text":
+            (ids,) = token_ids([text], backbone)
+            return embedding[np.resize(ids, length)].astype(jnp.float32)
+        drawn = drawn_rows(key, backbone, length, vocabulary_range)
         if init == "vocabulary":
             return drawn
-        if init == "labels":
-            encoded = _encode(labels, backbone)
-            means = [embedding[ids].astype(jnp.float32).mean(0) for ids in encoded]
-            return jnp.concatenate([jnp.stack(means), drawn[len(means) :]])
-        (ids,) = _encode([text], backbone)
-        return embedding[np.resize(ids, length)].astype(jnp.float32)
+        encoded = token_ids(labels, backbone, "label")
+        means = [embedding[ids].astype(jnp.float32).mean(0) for ids in encoded]
+        return jnp.concatenate([jnp.stack(means), drawn[len(means) :]])
+
+    def of_stack(key: jax.Array, backbone: Backbone, stack: str) -> Params:
+        check_stack(placement, stack, backbone.config)
+        if not per_layer:
+            return {row_name(placement): rows(key, backbone)}
+        keys = jax.random.split(key, backbone.config.depth(f"{stack}/"))
+        return {"layers": {"prompt": jnp.stack([rows(k, backbone) for k in keys])}}
 
     def init_tree(key: jax.Array, backbone: Backbone) -> Params:
-        stacks = _stacks(where, backbone)
+        config = backbone.config
+        stacks = ("encoder", "decoder") if where == "both" else (stack_of(where, config),)
         keys = jax.random.split(key, len(stacks))
-        return {s: {"prompt": rows(k, backbone)} for s, k in zip(stacks, keys, strict=True)}
+        return {s: of_stack(k, backbone, s) for s, k in zip(stacks, keys, strict=True)}
+
+    def bind_stack(leaves: Params) -> Params:
+        if not per_layer:
+            return placed(leaves[row_name(placement)], placement)
+        # The first layer's rows hold the places that every layer then fills with its own.
+        deep = leaves["layers"]["prompt"]
+        return {"prompt": deep[0], "layers": {"prompt": deep}}
 
     def bind(stored: Params) -> Params:
-        return tree.map_with_path(lambda _, leaf: leaf, stored)
+        return {stack: bind_stack(leaves) for stack, leaves in stored.items()}
 
     spec = {
         "name": "prompt_tuning",
@@ -96,26 +133,15 @@ def prompt_tuning(
         "text": text,
         "file": None if file is None else str(file),
         "vocabulary_range": list(vocabulary_range),
+        "placement": placement,
+        "per_layer": per_layer,
     }
     return make_method(init_tree, bind, spec, foldable=False)
 
 
-def _stacks(where: str, backbone: Backbone) -> tuple[str, ...]:
-    if where == "both":
-        return ("encoder", "decoder")
-    return (backbone.config.input_stack if where == "input" else where,)
-
-
-def _draw(key, embedding, length: int, vocabulary_range: Sequence[int]) -> jax.Array:
-    low, high = vocabulary_range[0], min(vocabulary_range[1], embedding.shape[0])
-    if not 0 <= low < high:
-        raise InputError(
-            f"vocabulary_range {tuple(vocabulary_range)} is empty in a vocabulary of "
-            f"{embedding.shape[0]}"
-        )
-    # More rows than tokens: some must repeat, as in the public implementation.
-    ids = jax.random.choice(key, high - low, (length,), replace=length > high - low) + low
-    return embedding[ids].astype(jnp.float32)
+def stack_of(where: str, config: Config) -> str:
+    """The stack that "input", "encoder" or "decoder" means."""
+    return config.input_stack if where == "input" else where
 
 
 def _from_file(path: Path, shape: tuple[int, int]) -> jax.Array:
@@ -126,19 +152,3 @@ def _from_file(path: Path, shape: tuple[int, int]) -> jax.Array:
     if array.shape != shape:
         raise InputError(f"prompt file {path} has shape {array.shape}; wanted {shape}")
     return jnp.asarray(array, jnp.float32)
-
-
-def _encode(texts: Sequence[str], backbone: Backbone) -> list[np.ndarray]:
-    if backbone.vocabulary is None:
-        raise InputError(
-            f"backbone {backbone.name!r} has no vocabulary to initialise a prompt from text with"
-        )
-    from peft_jax.tokenizer import check_fits, load_tokenizer
-
-    tokenizer = load_tokenizer(backbone.vocabulary)
-    encoded = [tokenizer.encode(text) for text in texts]
-    for given, ids in zip(texts, encoded, strict=True):
-        if not ids:
-            raise InputError(f"text {given!r} has no tokens to start a prompt from")
-        check_fits(ids, backbone.config.vocab_size, f"text {given!r}")
-    return [np.asarray(ids, np.int32) for ids in encoded]
