@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from peft_jax import tree
+from peft_jax import rank_allocation, tree
 from peft_jax.errors import InputError
+from peft_jax.methods.base import Method
 
 OptimizerName = Literal["adafactor", "adafactor_t5x", "adamw", "adam", "sgd"]
 ScheduleName = Literal["constant", "linear", "cosine", "inverse_sqrt"]
@@ -77,9 +78,12 @@ class OptimizerConfig:
     """Adam: added to the root of the second moment."""
     momentum: float = 0.0
     """SGD: decay of the sum of gradients; zero for none."""
+    lora_plus_ratio: float = 1.0
+    """LoRA+ (Hayou et al. 2024): the learning rate of every lora_b over that of its lora_a; 16 is
+    the paper's choice."""
     multipliers: tuple[tuple[str, float], ...] = ()
     """Learning rates of single leaves: pairs of a regular expression for the end of a path and a
-    factor. (("lora_b", 16.0),) is LoRA+; the first pair that matches a leaf counts."""
+    factor; the first pair that matches a leaf counts. Multiplied with lora_plus_ratio."""
 
     def __post_init__(self):
         _check_name("name", self.name, get_args(OptimizerName))
@@ -94,6 +98,8 @@ class OptimizerConfig:
                 raise InputError(
                     f"{field} is {given}; it must be positive, or None for no clipping"
                 )
+        if not self.lora_plus_ratio > 0:
+            raise InputError(f"lora_plus_ratio is {self.lora_plus_ratio}; it must be positive")
         if self.name == "adam" and self.weight_decay:
             raise InputError("adam has no weight_decay; use adamw, or weight_decay 0")
         self._check_warmup()
@@ -169,14 +175,22 @@ def learning_rate_at(config: OptimizerConfig, step: int | jax.Array) -> jax.Arra
     return config.learning_rate * jnp.where(step < warmup, step / max(1.0, warmup), factor)
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, method: Method | None = None
+) -> optax.GradientTransformation:
     """The optimiser that the configuration describes.
 
     Clipping by the global norm, the method's own direction, the multipliers, the learning rate, in
     this order. `update` needs the parameters.
 
+    Args:
+        config: its figures.
+        method: what is trained. AdaLoRA's ranks are allocated, and its factors kept orthogonal, as
+            its arguments say; no other method makes a difference.
+
     Raises:
-        InputError: from `init`, where a multiplier matches no leaf of the trainable tree.
+        InputError: AdaLoRA without ``total_steps``, or with no step to allocate ranks in; from
+            `init`, where a multiplier or ``lora_plus_ratio`` finds no leaf in the trainable tree.
 
     Example:
         >>> optimizer = make_optimizer(OptimizerConfig(name="sgd", schedule="constant"))
@@ -186,17 +200,36 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         0.003
     """
     learning_rate_at(config, 0)  # a schedule without its end is known now, not in the first step
-    stages = []
+    adalora = rank_allocation.adalora_of(method)
+    clipping = []
+    if adalora and adalora["orthogonality"]:
+        clipping.append(rank_allocation.add_orthogonality(adalora["orthogonality"]))
     if config.clip_norm is not None:
-        stages.append(optax.clip_by_global_norm(config.clip_norm))
-    stages += _direction(config)
+        clipping.append(optax.clip_by_global_norm(config.clip_norm))
+    stages = _direction(config)
+    if config.lora_plus_ratio != 1:
+        stages.append(_scale_by_path([("lora_b", config.lora_plus_ratio)], "lora_plus_ratio"))
     if config.multipliers:
-        stages.append(_scale_by_path(config.multipliers))
+        stages.append(_scale_by_path(config.multipliers, "multipliers"))
     stages.append(optax.scale_by_learning_rate(lambda step: learning_rate_at(config, step)))
     if config.name == "adafactor_t5x" and config.weight_decay:
         # After the learning rate, which T5X does not multiply it by; updates are negative here.
         stages.append(optax.add_decayed_weights(-config.weight_decay))
-    return optax.chain(*stages)
+    if adalora is None:
+        return optax.chain(*clipping, *stages)
+    return optax.chain(*clipping, _allocated(optax.chain(*stages), config, adalora))
+
+
+def _allocated(
+    optimizer: optax.GradientTransformation, config: OptimizerConfig, adalora: dict[str, Any]
+) -> optax.GradientTransformation:
+    """The optimiser with AdaLoRA's allocation, whose schedule is the run's length."""
+    if config.total_steps is None:
+        raise InputError("adalora takes ranks away over a run: it needs optimizer.total_steps")
+    names = ("target_rank", "initial_steps", "final_steps", "interval", "beta1", "beta2")
+    return rank_allocation.allocate_ranks(
+        optimizer, config.total_steps, **{name: adalora[name] for name in names}
+    )
 
 
 def _direction(config: OptimizerConfig) -> list[optax.GradientTransformation]:
@@ -366,7 +399,7 @@ def _unzip(moments) -> tuple[Any, Any, Any]:
 # ------------------------------------------------------------------------- learning rates of leaves
 
 
-def _scale_by_path(multipliers) -> optax.GradientTransformation:
+def _scale_by_path(multipliers, field: str) -> optax.GradientTransformation:
     """Updates times the factor of the first pattern that matches the end of the leaf's path."""
 
     def factor(path: str) -> float:
@@ -376,7 +409,7 @@ def _scale_by_path(multipliers) -> optax.GradientTransformation:
         paths = [_path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         if paths:  # optax asks for the state of a tree without leaves to find out its structure
             patterns = [pattern for pattern, _ in multipliers]
-            tree.match(patterns, paths, "the trainable in multipliers")
+            tree.match(patterns, paths, f"the trainable in {field}")
         return optax.EmptyState()
 
     def update(updates, state, params=None):

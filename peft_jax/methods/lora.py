@@ -62,8 +62,8 @@ def lora(
       InputError: a number out of its range; from ``init``, a target or a pattern that matches
         nothing, or a PiSSA rank above a kernel's smaller side.
     """
-    _check_rank(rank)
-    _check_alpha(alpha)
+    check_rank(rank)
+    check_alpha(alpha)
     check_dropout(dropout)
     if init not in get_args(Init):
         raise InputError(f"init {init!r} is unknown; one of {', '.join(get_args(Init))}")
@@ -72,8 +72,8 @@ def lora(
         raise InputError(f"dropout {dropout} does not go with init 'pissa', which has none")
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
     chosen = chosen_layers(layers)
-    ranks = _pattern("rank_pattern", rank_pattern, _check_rank)
-    alphas = _pattern("alpha_pattern", alpha_pattern, _check_alpha)
+    ranks = _pattern("rank_pattern", rank_pattern, check_rank)
+    alphas = _pattern("alpha_pattern", alpha_pattern, check_alpha)
 
     def init_tree(key: jax.Array, backbone: Backbone) -> Params:
         found = projections(backbone.config, targets, chosen)
@@ -180,12 +180,14 @@ def check_dropout(rate: float) -> None:
         raise InputError(f"dropout {rate} must be at least 0 and below 1")
 
 
-def _check_rank(rank: int, where: str = "rank") -> None:
+def check_rank(rank: int, where: str = "rank") -> None:
+    """InputError unless it is the rank of a matrix."""
     if not isinstance(rank, int) or rank < 1:
         raise InputError(f"{where} {rank!r} must be a whole number of at least 1")
 
 
-def _check_alpha(alpha: float | None, where: str = "alpha") -> None:
+def check_alpha(alpha: float | None, where: str = "alpha") -> None:
+    """InputError unless it scales an update, or leaves the scale at 1."""
     if alpha is not None and not alpha > 0:
         raise InputError(f"{where} {alpha!r} must be above 0: at 0 nothing is trained")
 
