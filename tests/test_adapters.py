@@ -14,7 +14,8 @@ from peft_jax import transformer, tree
 from peft_jax.errors import InputError
 from peft_jax.methods import adapters, compacter, norm_tuning
 from tests import oracle
-from tests.random_adapters import abstract_init, adapted, backbone_of, run
+from tests.families import quickly
+from tests.random_adapters import abstract_init, adapted, assert_same_trees, backbone_of, run
 
 T0_3B = pj.abstract_backbone(pj.backbone_config("t0_3b"))
 FACTORIES = {
@@ -71,7 +72,11 @@ def golden_tree(method, arrays, prefix):
 
 
 # ---------------------------------------------------------------------------- against torch
-@pytest.mark.parametrize("case", GOLDEN)
+# Together they have every placement, both kinds of families, and every way to make projections.
+QUICK = ("houlsby_t5", "pfeiffer_bert", "parallel_t5", "compacter")
+
+
+@pytest.mark.parametrize("case", quickly(GOLDEN, QUICK))
 def test_result_and_gradients_equal_the_modules_of_torch(case):
     variant, method = GOLDEN[case]
     arrays = dict(np.load(oracle.GOLDEN / f"adapters_{case}.npz"))
@@ -149,9 +154,9 @@ def test_counts_are_those_of_the_docstrings(method, each):
 # ---------------------------------------------------------------------------- the start
 @pytest.mark.parametrize(("name", "distance"), [
     ("parallel_adapter", 0.0),
-    ("houlsby_adapter", 1e-3),
-    ("compacter", 1e-2),
-    ("tfew_adapter", 3e-1),
+    pytest.param("houlsby_adapter", 1e-4, marks=pytest.mark.slow),
+    pytest.param("compacter", 1e-5, marks=pytest.mark.slow),
+    pytest.param("tfew_adapter", 1e-1, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_the_function_at_the_start_is_near_the_backbones(name, distance):
     backbone = backbone_of()
@@ -161,24 +166,7 @@ def test_the_function_at_the_start_is_near_the_backbones(name, distance):
     after = run(backbone, pj.merge(backbone.params, method.bind(stored)))
     difference = np.abs(after - before).max() / np.abs(before).max()
     assert difference <= distance
-    assert (difference > distance / 1e4) == (distance > 0)
-
-
-@pytest.mark.parametrize("name", FACTORIES)
-def test_every_leaf_gets_a_gradient(name):
-    backbone = backbone_of()
-    method, stored = adapted(backbone, FACTORIES[name](**SIZED[name]))
-
-    def loss(stored):
-        from tests.test_transformer import random_batch
-
-        params = pj.merge(backbone.params, method.bind(stored))
-        return (backbone.logits(params, random_batch()) ** 2).sum()
-
-    gradients = jax.jit(jax.grad(loss))(stored)
-    for path, gradient in tree.flatten(gradients).items():
-        assert np.isfinite(gradient).all(), path
-        assert (np.abs(gradient).reshape(len(gradient), -1).max(1) > 0).all(), path
+    assert (difference > distance / 1e3) == (distance > 0)
 
 
 def test_the_initial_weights_have_the_spread_that_they_are_told():
@@ -218,10 +206,10 @@ def test_layers_choose_which_get_adapters():
     everywhere = adapters.houlsby_adapter(4, targets="mlp", train_norms=False)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_init(everywhere, backbone))
     spread = {p: zeros_at.at[1].set(flat[p][0]) for p, zeros_at in tree.flatten(zeros).items()}
-    one = run(backbone, pj.merge(backbone.params, method.bind(stored)))
-    other = run(backbone, pj.merge(backbone.params, everywhere.bind(tree.unflatten(spread))))
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-    assert np.abs(one - run(backbone, backbone.params)).max() > 1e-3
+    one = pj.merge(backbone.params, method.bind(stored))
+    # The other layers' adapters add up @ 0 + 0: nothing.
+    other = pj.merge(backbone.params, everywhere.bind(tree.unflatten(spread)))
+    assert_same_trees(one, other)
 
 
 def test_targets_choose_branches():
