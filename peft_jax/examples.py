@@ -11,7 +11,8 @@ and safetensors alone. A *row* is one example under one prompt template::
 
 Short rows are filled with the backbone's ``pad_id`` (T5: 0). Choices end in EOS, which counts in
 their length. What else a row holds is as the backbone's family reads it: T5's inputs end in EOS,
-BERT's have their [CLS] and [SEP], a decoder's are the prompt in front of each choice.
+BERT's have their [CLS] and [SEP], a decoder's are the prompt in front of each choice. An input's
+ids of -2 and below are rows that a method trains (see `peft_jax.markers`).
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from peft_jax import markers
 from peft_jax.errors import InputError
 
 _FORMAT = "peft_jax.choice_examples"
@@ -165,8 +167,16 @@ class ChoiceExamples:
             choice_mask=self.choice_mask[:, :choice_count],
         )
 
-    def check_fits(self, vocab_size: int) -> None:
-        """Raises InputError for a token beyond an embedding of ``vocab_size`` rows."""
+    def check_fits(self, vocab_size: int, soft_rows: int | None = None) -> None:
+        """Raises InputError for a token beyond an embedding of ``vocab_size`` rows.
+
+        Args:
+            vocab_size: rows of the backbone's embedding.
+            soft_rows: that a method has for markers (see `peft_jax.markers`); None: not known yet.
+        """
+        if soft_rows is not None:
+            lowest = int(self.encoder_input_tokens.min())
+            markers.check_rows([lowest], soft_rows, self.task)
         largest = max(int(self.encoder_input_tokens.max()), int(self.choices.max()))
         if largest >= vocab_size:
             raise InputError(
@@ -424,7 +434,10 @@ def _first_problem(examples: ChoiceExamples) -> str | None:
     if not (examples.encoder_input_tokens != examples.pad_id).any(axis=1).all():
         return "a row whose input has no token"
     for key in ("encoder_input_tokens", "choices"):
-        if ((arrays[key] < 0) & (arrays[key] != examples.pad_id)).any():
+        allowed = arrays[key] == examples.pad_id
+        if key == "encoder_input_tokens":
+            allowed |= arrays[key] <= markers.soft_id(0)
+        if ((arrays[key] < 0) & ~allowed).any():
             return f"{key} has a negative token that is not the padding's {examples.pad_id}"
     if not ((examples.template >= 0) & (examples.template < examples.num_templates)).all():
         return f"a template index outside 0 to {examples.num_templates - 1}"

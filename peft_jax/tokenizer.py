@@ -23,6 +23,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from peft_jax import markers
 from peft_jax.errors import InputError
 from peft_jax.tokenizer_files import ROLES, TokenizerFiles, find_tokenizer
 from peft_jax.tokenizer_models import Model, Part, build_model
@@ -85,13 +86,47 @@ class Tokenizer:
             raise InputError(f"a text cannot be tokenised: {error}: {text[:60]!r}") from None
         return self._model.encode(text)
 
+    def encode_marked(self, text: str) -> list[int]:
+        """:meth:`encode`, with the ids of trained rows where the text has markers.
+
+        What stands beside a marker (see `peft_jax.markers`) is cut as it is beside a special token.
+        """
+        stretches, rows = markers.split(text)
+        if not rows:
+            return self.encode(text)
+        for id in (self.eos_id, self.sep_id, self.bos_id, self.cls_id, self.unk_id):
+            stand_in = None if id is None else self.token(id)
+            if stand_in and stand_in not in text:
+                ids = self.encode(stand_in.join(stretches))
+                if ids.count(id) == len(rows):
+                    given = iter(rows)
+                    return [x for i in ids for x in (next(given) if i == id else [i])]
+        raise InputError(
+            f"the tokenizer in {self.files.path} has no special token to hold a marker's place"
+        )
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """The text of some tokens. ``skip_special`` leaves the special tokens out."""
-        return self._model.decode([int(id) for id in ids], skip_special)
+        """The text of some tokens; rows of markers as markers.
+
+        Args:
+          skip_special: leave the special tokens out, and the markers.
+        """
+        pieces: list[str] = []
+        stretch: list[int] = []
+        for id in [*(int(id) for id in ids), None]:
+            if id is not None and not markers.is_soft(id):
+                stretch.append(id)
+                continue
+            if stretch or (id is None and not pieces):
+                pieces.append(self._model.decode(stretch, skip_special))
+            if id is not None and not skip_special:
+                pieces.append(markers.marker(id))
+            stretch = []
+        return pieces[0] if len(pieces) == 1 else " ".join(piece.strip() for piece in pieces)
 
     def token(self, id: int) -> str | None:
         """How the vocabulary writes a token; None if it has no such id."""
-        return self._model.id_to_token(id)
+        return markers.marker(id) if markers.is_soft(id) else self._model.id_to_token(id)
 
     def token_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary writes it; None if it has none."""
@@ -116,7 +151,7 @@ class Tokenizer:
 
         Raises InputError if not even the special tokens fit.
         """
-        texts = [self.encode(text)] + ([] if pair is None else [self.encode(pair)])
+        texts = [self.encode_marked(each) for each in (text, pair) if each is not None]
         parts = self._model.template.single if pair is None else self._model.template.pair
         if max_length is not None:
             room = max_length - sum(part.text is None for part in parts)
@@ -134,7 +169,7 @@ class Tokenizer:
 
         What is too long is cut at its start, behind BOS: the end stands next to the answer.
         """
-        ids = self.encode(text)
+        ids = self.encode_marked(text)
         start = [part.id for part in _before_text(self._model.template.single)]
         if max_length is not None:
             if max_length <= len(start):
@@ -168,7 +203,7 @@ class Tokenizer:
         """
         ids, place = self._find_mask(text)
         front = text[: text.index(str(self.token(ids[place])))]
-        joined = self.encode(front + word)
+        joined = self.encode_marked(front + word)
         if len(joined) > place and joined[:place] == ids[:place]:
             return joined[place:]
         return self.encode(word)
@@ -176,7 +211,7 @@ class Tokenizer:
     def _find_mask(self, text: str) -> tuple[list[int], int]:
         if self.mask_id is None:
             raise InputError(f"the tokenizer in {self.files.path} has no mask token")
-        ids = self.encode(text)
+        ids = self.encode_marked(text)
         if ids.count(self.mask_id) != 1:
             raise InputError(
                 f"one mask token {self.token(self.mask_id)!r} is needed in a text, "
@@ -209,7 +244,7 @@ class Tokenizer:
     def _continuation(self, prompt: str, text: str) -> list[int]:
         added = text if prompt[-1].isspace() else f" {text}"
         for start in (prompt, *_ANCHORS):
-            alone, joined = self.encode(start), self.encode(start + added)
+            alone, joined = self.encode_marked(start), self.encode_marked(start + added)
             if len(joined) > len(alone) and joined[: len(alone)] == alone:
                 return joined[len(alone) :]
         return self.encode(text)
@@ -268,12 +303,14 @@ def row_ids(
     raise InputError(f"kind of model {kind!r} is unknown; one of {', '.join(KINDS)}")
 
 
-def check_fits(ids: Sequence[int], vocab_size: int, what: str) -> None:
+def check_fits(ids: Sequence[int], vocab_size: int, what: str, soft_rows: int = 0) -> None:
     """Raises InputError for a token beyond an embedding of ``vocab_size`` rows.
 
     Args:
       what: whose tokens they are, for the message.
+      soft_rows: that a method has for markers; the tokens may be theirs too.
     """
+    markers.check_rows(ids, soft_rows, what)
     largest = max(ids, default=0)
     if largest >= vocab_size:
         raise InputError(
@@ -297,9 +334,18 @@ def _before_text(parts: Sequence[Part]) -> list[Part]:
 
 
 def _cut(ids: list[int], length: int, side: str) -> list[int]:
-    if len(ids) <= length:
+    """At most ``length`` of the ids, words cut from one side; markers stay where they are."""
+    surplus = len(ids) - length
+    if surplus <= 0:
         return ids
-    return ids[:length] if side == "right" else ids[len(ids) - length :]
+    words = [place for place, id in enumerate(ids) if not markers.is_soft(id)]
+    if surplus > len(words):
+        raise InputError(
+            f"{length} places do not hold the {len(ids) - len(words)} rows of a text's markers; "
+            "allow longer inputs"
+        )
+    gone = set(words[len(words) - surplus :] if side == "right" else words[:surplus])
+    return [id for place, id in enumerate(ids) if place not in gone]
 
 
 def _longest_first(lengths: list[int], room: int) -> list[int]:

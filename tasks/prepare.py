@@ -12,6 +12,7 @@ import numpy as np
 
 from peft_jax.errors import InputError
 from peft_jax.examples import ChoiceExamples, vocabulary_identity
+from peft_jax.markers import has_markers
 from peft_jax.tasks.converters import (
     RankClassificationFeatureConverter,
     choice_lengths,
@@ -73,9 +74,11 @@ def choice_examples(
     check_limits(**limits, multiple=multiple)
     found = find_task(task, directory=directory, templates=templates)
     found = found.drawn(split, shots, seed, few_shot_style)
-    vocabulary = load_vocabulary(backbone_vocabulary_path, kind)
+    load_vocabulary(backbone_vocabulary_path, kind)  # says what is wrong before anything is read
     with progress_bar(progress) as track:
         rows = found.prompted(split, lambda examples: track(examples, f"{task}: prompts"))
+        marked = any(has_markers(row.input) for row in rows)
+        vocabulary = load_vocabulary(backbone_vocabulary_path, kind, marked=marked)
         lengths = choice_lengths(
             max_input_length, max(len(row.choices) for row in rows), max_choice_length
         )

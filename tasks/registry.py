@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from peft_jax.errors import InputError
+from peft_jax.markers import has_markers
 from peft_jax.tasks.converters import refuse_long_choices
 from peft_jax.tasks.embedded import TASKS as EMBEDDED_TASKS
 from peft_jax.tasks.prompted import (
@@ -60,7 +61,8 @@ def register(
     name, the folder, the templates or the vocabulary; the rows are read when they are asked for.
     """
     task = find_task(name, directory=directory, templates=templates, few_shot=few_shot)
-    vocabulary = load_vocabulary(vocabulary, kind)
+    marked = any(has_markers(template.jinja) for template in task.templates)
+    vocabulary = load_vocabulary(vocabulary, kind, marked=marked)
     slugs = template_slugs([template.name for template in task.templates])
     seqio_name = seqio_task_name(name)
     parts = {f"{seqio_name}_{slug}": index for index, slug in enumerate(slugs.values())}

@@ -1,8 +1,9 @@
 """Vocabularies for seqio: T5's own, or any tokenizer of a Hugging Face folder.
 
 A plain T5 goes through seqio's `SentencePieceVocabulary`, whose operations run inside TensorFlow's
-graph: the tokens that T5X makes, special strings in a text taken as text. Everything else goes
-through `peft_jax.tokenizer`, in Python, which takes "[MASK]" or "</s>" in a text for that token.
+graph: the tokens that T5X makes, special strings in a text taken as text. Everything else, and
+texts with markers in them (`peft_jax.markers`), goes through `peft_jax.tokenizer`, in Python, which
+takes "[MASK]" or "</s>" in a text for that token.
 
 `tokenize_rows` is the seqio preprocessor for the latter: what stands around an input, and whether
 an answer begins a text or follows a prompt, depends on the kind of model (`tokenizer.row_ids`).
@@ -86,7 +87,7 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
 
         def decode_all(rows: np.ndarray) -> np.ndarray:
             kept = (
-                row[(row >= 0) & (row != self.pad_id)] for row in rows.reshape(-1, rows.shape[-1])
+                row[(row != -1) & (row != self.pad_id)] for row in rows.reshape(-1, rows.shape[-1])
             )
             texts = [self._decode(row.tolist()).encode() for row in kept]
             return np.array(texts, object).reshape(rows.shape[:-1])
@@ -106,26 +107,30 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
         return f"HuggingFaceVocabulary(path={self._path}, sha256={self._identity})"
 
 
-def load_vocabulary(path: str | os.PathLike, kind: Kind = "encoder_decoder") -> seqio.Vocabulary:
+def load_vocabulary(
+    path: str | os.PathLike, kind: Kind = "encoder_decoder", *, marked: bool = False
+) -> seqio.Vocabulary:
     """The vocabulary of a backbone, as seqio wants it.
 
     Args:
         path: a Hugging Face folder or one of its vocabulary's files.
         kind: of the model that will read the tokens.
+        marked: whether the texts have markers in them (`peft_jax.markers`), which TensorFlow's
+            operations do not know.
 
     Raises InputError if there is no vocabulary, it cannot be read, or ``kind`` is unknown.
     """
     if kind not in KINDS:
         raise InputError(f"kind of model {kind!r} is unknown; one of {', '.join(KINDS)}")
-    return _load_vocabulary(os.fspath(Path(path).resolve()), kind)
+    return _load_vocabulary(os.fspath(Path(path).resolve()), kind, marked)
 
 
 @functools.lru_cache(maxsize=8)
-def _load_vocabulary(path: str, kind: Kind) -> seqio.Vocabulary:
+def _load_vocabulary(path: str, kind: Kind, marked: bool) -> seqio.Vocabulary:
     files = find_tokenizer(path)
     tokenizer = _tokenizer(path)  # says what is wrong with the files, if anything is
     as_t5 = files.is_plain_t5 and tokenizer.pad_id == 0 and (tokenizer.eos_id or 0) > 0
-    if not as_t5 or kind != "encoder_decoder":
+    if not as_t5 or kind != "encoder_decoder" or marked:
         return HuggingFaceVocabulary(path)
     file = os.fspath(files.files[0])
     pieces = seqio.SentencePieceVocabulary(file).vocab_size
