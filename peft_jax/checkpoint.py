@@ -77,12 +77,13 @@ class Checkpoints:
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
     """Plain arrays: a typed random key is stored as its data."""
-    return {
+    saved = {
         "step": state.step,
         "trainable": state.trainable,
         "opt_state": state.opt_state,
         "key": jax.random.key_data(state.key),
     }
+    return saved | {"fixed": state.fixed} if state.fixed else saved
 
 
 def _from_tree(saved: dict[str, Any]) -> TrainState:
@@ -91,4 +92,5 @@ def _from_tree(saved: dict[str, Any]) -> TrainState:
         saved["trainable"],
         saved["opt_state"],
         jax.random.wrap_key_data(saved["key"]),
+        saved.get("fixed", {}),
     )

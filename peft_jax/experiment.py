@@ -41,7 +41,7 @@ from peft_jax.config import DataConfig, Experiment, check, first_difference, mak
 from peft_jax.errors import InputError
 from peft_jax.evaluation import Evaluation, Scorer, evaluate, make_scorer
 from peft_jax.examples import ChoiceExamples, FewShotSampler, vocabulary_identity
-from peft_jax.methods import Method, classification_head, compose
+from peft_jax.methods import Method, classification_head, compose, count
 from peft_jax.optimizers import make_optimizer
 from peft_jax.progress import TrainingProgress, step_bar
 from peft_jax.train import Step, TrainState, init_state, make_train_step
@@ -192,8 +192,8 @@ class Training:
 def _first_state(run: Training, seed: int) -> TrainState:
     init_key, run_key = jax.random.split(jax.random.key(seed))
     # Initialised where the backbone was loaded, before anything is copied to all devices.
-    trainable = run.method.init(init_key, run.backbone)
-    return sharding.replicate(run.mesh, init_state(trainable, run.optimizer, run_key))
+    stored = run.method.init(init_key, run.backbone)
+    return sharding.replicate(run.mesh, init_state(stored, run.optimizer, run_key))
 
 
 def set_up(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> Training:
@@ -438,9 +438,7 @@ class _Run:
         return steps * self.config.training.batch_size / max(self.seconds - seconds, 1e-9)
 
     def _evaluate(self, what: str, frozen: bool = False, quiet: bool = False) -> Evaluation:
-        adapter = (
-            {} if frozen else sharding.replicate(self._eval_mesh, self.training.state.trainable)
-        )
+        adapter = {} if frozen else sharding.replicate(self._eval_mesh, self.training.state.stored)
         with step_bar(self.console, f"{what:>10}", len(self.test), quiet) as advance:
             return evaluate(
                 self._score_frozen if frozen else self._score,
@@ -455,7 +453,7 @@ class _Run:
     # ------------------------------------------------------------------ the end
     def _finish(self, evaluation: Evaluation) -> dict[str, Any]:
         run, config = self.training, self.config
-        adapter = jax.device_get(run.state.trainable)
+        adapter = jax.device_get(run.state.stored)
         answer = find_answer(config.answer, run.backbone)
         details = {
             "task": config.task,
@@ -465,7 +463,7 @@ class _Run:
         }
         path = save_adapter(self.output / ADAPTER_FILE, adapter, run.method, run.backbone, details)
         evaluation.write(self.output / "predictions.jsonl")
-        trainable = tree.count(adapter)
+        trainable = count(adapter)
         result = {
             "task": config.task,
             "backbone": run.backbone.name,

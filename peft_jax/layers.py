@@ -6,15 +6,24 @@ is all that a PEFT method ever adds; no block knows a method or its configuratio
 ====================  =========================  ==============================================
 leaf                  beside                     effect
 ====================  =========================  ==============================================
+``input_scale``       ``kernel`` [in, out]       x *= input_scale, for the kernel and for LoRA
 ``lora_a``/``lora_b``  ``kernel`` [in, out]      output += (x @ lora_a) @ lora_b
 ``lora_dropout``      ``lora_a``                 rate of the dropout on x in that branch alone
+``magnitude``         ``kernel`` [in, out]       output *= magnitude (after LoRA)
 ``bias``              ``kernel`` [in, out]       output += bias
-``ia3``               ``kernel`` [in, out]       output *= ia3 (after LoRA and bias)
+``ia3``               ``kernel`` [in, out]       output *= ia3 (after all of these)
 ``ia3``               ``wi*``, ``wo`` of an MLP  hidden activations *= ia3, just before ``wo``
+``prefix_key``,       ``key`` and ``value`` of   keys and values [P, H_kv*K] of no token that every
+``prefix_value``      an attention               query sees too
+``down``, ``up``, ..  in ``<sub-layer>_adapter`` a bottleneck beside or behind a sub-layer
 ``prompt``            a stack's ``layers``       rows in front of the embedded tokens
+``prompt``            in a stack's ``layers``    what stands in those rows at each layer's input
+``soft_tokens``       a stack's ``layers``       what the token -2 - k reads: its row k
+``soft_places``       ``soft_tokens``            where a row is inserted by itself (`transformer`)
 ====================  =========================  ==============================================
 
-All of these may have an axis [B] in front: one leaf for each input of the batch (see `tasks`).
+All of these, and a backbone's own leaves, may have an axis [B] in front: one leaf for each input of
+the batch (``transformer.for_tasks``).
 
 Shapes: B inputs, N sequences (B times the choices of an input), T query and S key positions,
 H heads of K entries (H_kv of them with keys of their own), D = d_model, F = d_ff. Softmax, norm
@@ -49,7 +58,11 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     under float32 activations) is used as it is, with float32 accumulation: x is rounded to the
     kernel's dtype, never the kernel converted up. Left to itself, the backward pass would convert
     the kernel, and inside a scan keep that second copy of the whole model.
+
+    A kernel [B, in, out] is each input's own.
     """
+    if kernel.ndim == 3:
+        return _times(x, kernel.astype(x.dtype))
     if x.dtype == kernel.dtype:
         return x @ kernel
     return _mixed_matmul(x, kernel)
@@ -94,15 +107,17 @@ _mixed_matmul.defvjp(_mixed_matmul_forward, _mixed_matmul_backward, symbolic_zer
 
 
 def linear(params: Params, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """A projection with its optional LoRA factors, bias and (IA)³ vector.
+    """A projection with its optional scales, LoRA factors, bias and (IA)³ vector.
 
     Args:
-      params: ``kernel`` [in, out] and any of ``lora_a`` [in, r], ``lora_b`` [r, out],
-        ``lora_dropout`` [], ``bias`` [out], ``ia3`` [out]; all but the kernel may have an axis [B]
-        in front, for adapters that differ between the inputs of a batch.
+      params: ``kernel`` [in, out] and any of ``input_scale`` [in], ``lora_a`` [in, r], ``lora_b``
+        [r, out], ``lora_dropout`` [], ``magnitude`` [out], ``bias`` [out], ``ia3`` [out]; each may
+        have an axis [B] in front, for adapters that differ between the inputs of a batch.
       x: [N, ..., in].
       key: for LoRA's dropout; None means evaluation.
     """
+    if "input_scale" in params:
+        x = x * per_row(params["input_scale"], x).astype(x.dtype)
     y = matmul(x, params["kernel"])
     if "lora_a" in params:
         inputs = x
@@ -110,11 +125,41 @@ def linear(params: Params, x: jax.Array, key: jax.Array | None = None) -> jax.Ar
             inputs = dropout(key, x, per_row(params["lora_dropout"], x, 0))
         low_rank = _times(inputs, params["lora_a"].astype(x.dtype))
         y = y + _times(low_rank, params["lora_b"].astype(x.dtype))
+    if "magnitude" in params:
+        y = y * per_row(params["magnitude"], y).astype(x.dtype)
     if "bias" in params:
         y = y + per_row(params["bias"], y).astype(x.dtype)
     if "ia3" in params:
         y = y * per_row(params["ia3"], y).astype(x.dtype)
     return y
+
+
+def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of a table [V, D], or of each input's own [B, V, D], for ids [N, T]: [N, T, D]."""
+    if table.ndim == 2:
+        return table[ids]
+    folded = ids.reshape(len(table), -1)
+    return jax.vmap(lambda rows, i: rows[i])(table, folded).reshape(*ids.shape, table.shape[-1])
+
+
+def bottleneck(params: Params, x: jax.Array) -> jax.Array:
+    """Bottleneck adapters on x [N, T, D]: the sum of up(activation(down(x))) (Houlsby et al. 2019).
+
+    Args:
+      params: activation -> ``down`` [D, m], ``up`` [m, D] and optionally ``down_bias`` [m] and
+        ``up_bias`` [D].
+    """
+    total = None
+    for activation, own in params.items():
+        hidden = _times(x, own["down"].astype(x.dtype))
+        if "down_bias" in own:
+            hidden = hidden + per_row(own["down_bias"], x).astype(x.dtype)
+        y = _times(ACTIVATIONS[activation](hidden), own["up"].astype(x.dtype))
+        if "up_bias" in own:
+            y = y + per_row(own["up_bias"], x).astype(x.dtype)
+        total = y if total is None else total + y
+    assert total is not None
+    return total
 
 
 def per_row(leaf: jax.Array, x: jax.Array, ndim: int = 1) -> jax.Array:
@@ -138,6 +183,12 @@ def _times(x: jax.Array, matrix: jax.Array) -> jax.Array:
     return folded.reshape(*x.shape[:-1], matrix.shape[-1])
 
 
+# Leaves of a projection that a plain kernel and bias can express.
+FOLDABLE = frozenset(
+    ("kernel", "bias", "input_scale", "lora_a", "lora_b", "lora_dropout", "magnitude", "ia3")
+)
+
+
 def fold_linear(params: Params) -> Params:
     """The plain ``kernel`` (and ``bias``) that computes what :func:`linear` does at evaluation.
 
@@ -147,9 +198,16 @@ def fold_linear(params: Params) -> Params:
     folded = kernel.astype(jnp.float32)
     bias = params.get("bias")
     bias = None if bias is None else bias.astype(jnp.float32)
+    if "input_scale" in params:
+        folded = folded * params["input_scale"][..., :, None]
     if "lora_a" in params:
         # An accelerator would round the factors to bfloat16, once and for all.
-        folded = folded + jnp.matmul(params["lora_a"], params["lora_b"], precision="highest")
+        a = params["lora_a"]
+        if "input_scale" in params:
+            a = a * params["input_scale"][..., :, None]
+        folded = folded + jnp.matmul(a, params["lora_b"], precision="highest")
+    if "magnitude" in params:
+        folded = folded * params["magnitude"][..., None, :]
     if "ia3" in params:
         folded = folded * params["ia3"][..., None, :]
         bias = None if bias is None else bias * params["ia3"]
@@ -239,6 +297,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+    "identity": lambda x: x,
 }
 
 

@@ -143,17 +143,14 @@ def verbalizer_log_probs(
       mask_id: the mask token of a masked-LM encoder.
       key: for dropout; None means evaluation.
     """
-    tokens, choices = batch["encoder_input_tokens"], batch["choices"]
+    choices = batch["choices"]
     if choices.shape[-1] != 1:
         raise InputError(
             f"choices have {choices.shape[-1]} token places; a verbaliser is one token, as the mask"
         )
     params = transformer.for_tasks(params, batch)
     encoder_key, head_key = (None, None) if key is None else jax.random.split(key)
-    hidden = transformer.encode(config, params, batch, encoder_key).hidden
-    rows = hidden.shape[1] - tokens.shape[1]  # of a soft prompt
-    place = rows + jnp.argmax(tokens == mask_id, axis=1)
-    at_mask = jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
+    at_mask = transformer.state_at_mask(config, params, batch, mask_id, encoder_key)
     log_probs = jax.nn.log_softmax(transformer.head(config, params, at_mask, head_key), axis=-1)
     return jnp.take_along_axis(log_probs, choices[..., 0], axis=-1)
 

@@ -182,7 +182,7 @@ class _Bench:
             )
             return self._evaluate("frozen", None, {}, queries)
         training = self._trained(system, seed)
-        return self._evaluate("adapter", training.method, training.state.trainable, self.test)
+        return self._evaluate("adapter", training.method, training.state.stored, self.test)
 
     def _longest(self) -> int:
         return max(self.test.encoder_input_tokens.shape[1], self.test.choices.shape[2])

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from peft_jax import sharding
+from peft_jax import sharding, tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
 from peft_jax.methods.base import Method, merge
@@ -31,26 +31,34 @@ class TrainState:
 
     Attributes:
       step: updates made so far, int32.
-      trainable: the method's stored tree, float32.
+      trainable: the trained leaves of the method's stored tree, float32.
       opt_state: the optimiser's state on that tree.
       key: the run's random key; step k uses ``fold_in(key, k)``.
+      fixed: the stored tree's constants (``tree.split_fixed``); most methods have none.
     """
 
     step: jax.Array
     trainable: Params
     opt_state: Any
     key: jax.Array
+    fixed: Params = dataclasses.field(default_factory=dict)
+
+    @property
+    def stored(self) -> Params:
+        """The method's whole stored tree: what ``method.bind`` and ``save_adapter`` take."""
+        return tree.join(self.trainable, self.fixed)
 
 
 def init_state(
-    trainable: Params, optimizer: optax.GradientTransformation, key: jax.Array
+    stored: Params, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
-    """The state before the first step.
+    """The state before the first step, from a method's stored tree.
 
     Every leaf is a copy of its own: a step donates its state, which must neither free the caller's
     tree nor hold one buffer twice (an optimiser may start several moments from one zero).
     """
-    state = TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), key)
+    trainable, fixed = tree.split_fixed(stored)
+    state = TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), key, fixed)
     return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
 
@@ -71,7 +79,7 @@ def make_train_step(
 
     Args:
       backbone: gives the configuration; its parameters are passed to the step as ``frozen``.
-      method: whose stored tree ``state.trainable`` is.
+      method: whose stored tree ``state.stored`` is.
       objective: what is minimised.
       mesh: with an axis "data" over which the batch is split; None means one device.
       parallel: "jit", or "pmap" for the same body under ``jax.pmap`` over the mesh's devices.
@@ -101,24 +109,24 @@ def make_train_step(
 
 
 def _make_body(config, method, optimizer, objective, accumulate):
-    def gradients(stored, frozen, batch, key, counts):
-        def loss(stored):
-            params = merge(frozen, method.bind(stored))
+    def gradients(trainable, fixed, frozen, batch, key, counts):
+        def loss(trainable):
+            params = merge(frozen, method.bind(tree.join(trainable, fixed)))
             return objective.value(config, params, batch, key, counts)
 
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(stored)
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
         return grads, metrics
 
-    def accumulated(stored, frozen, batch, key, counts):
+    def accumulated(trainable, fixed, frozen, batch, key, counts):
         def part(total, xs):
             piece, k = xs
-            new = gradients(stored, frozen, piece, k, counts)
+            new = gradients(trainable, fixed, frozen, piece, k, counts)
             return jax.tree.map(jnp.add, total, new), None
 
         pieces = jax.tree.map(lambda x: _split(x, accumulate), batch)
         keys = jax.random.split(key, accumulate)
         first = jax.tree.map(lambda x: x[0], (pieces, keys))
-        shapes = jax.eval_shape(gradients, stored, frozen, *first, counts)
+        shapes = jax.eval_shape(gradients, trainable, fixed, frozen, *first, counts)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(part, zeros, (pieces, keys))[0]
 
@@ -129,13 +137,13 @@ def _make_body(config, method, optimizer, objective, accumulate):
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
             counts = jax.lax.psum(counts, axis)
         run = gradients if accumulate == 1 else accumulated
-        grads, metrics = run(state.trainable, frozen, batch, key, counts)
+        grads, metrics = run(state.trainable, state.fixed, frozen, batch, key, counts)
         if axis is not None:
             grads, metrics = jax.lax.psum((grads, metrics), axis)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {**metrics, "gradient_norm": optax.global_norm(grads)}
-        return TrainState(state.step + 1, trainable, opt_state, state.key), metrics
+        return TrainState(state.step + 1, trainable, opt_state, state.key, state.fixed), metrics
 
     return body
 

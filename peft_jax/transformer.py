@@ -357,18 +357,23 @@ def classifier_spec(config: Config, labels: int) -> Params:
     return spec
 
 
+def attentions(config: Config, stack: str) -> tuple[str, ...]:
+    """Names of the attentions in a layer of a stack."""
+    if stack == "encoder":
+        return ("attention",)
+    return ("self_attention", "cross_attention") if config.encoder_layers else ("self_attention",)
+
+
 def specification(config: Config) -> Params:
     """The tree of :class:`Spec` of a backbone; shapes need no arrays."""
     tree: Params = {"token_embedder": _embedding_spec(config, config.vocab_size)}
     if config.encoder_layers:
-        tree["encoder"] = _stack_spec(config, config.encoder_layers, ("attention",))
+        tree["encoder"] = _stack_spec(config, config.encoder_layers, attentions(config, "encoder"))
         if config.token_types:
             types = _embedding_spec(config, config.token_types)
             tree["encoder"] = {"type_embedder": types, **tree["encoder"]}
     if config.decoder_layers:
-        crossed = ("cross_attention",) if config.encoder_layers else ()
-        attentions = ("self_attention", *crossed)
-        tree["decoder"] = _stack_spec(config, config.decoder_layers, attentions)
+        tree["decoder"] = _stack_spec(config, config.decoder_layers, attentions(config, "decoder"))
     return tree | _head_spec(config)
 
 
@@ -409,6 +414,36 @@ class PerTask:
 
     values: jax.Array
     stacked: bool = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tail:
+    """A leaf [L, ...] of a stack whose last K layers are trained and the others frozen.
+
+    Kept as two arrays, so that the layers below are run without a backward pass and no array of
+    the stack's size is copied or has a gradient.
+    """
+
+    own: jax.Array
+    values: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.own.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.own.dtype
+
+    @property
+    def first(self) -> int:
+        """Index of the first trained layer."""
+        return len(self.own) - len(self.values)
+
+    def whole(self) -> jax.Array:
+        """[L, ...], a copy."""
+        return jnp.concatenate([self.own[: self.first], self.values])
 
 
 def for_tasks(params: Params, batch: Batch) -> Params:
@@ -455,7 +490,38 @@ def _scan(config: Config, body, carry, xs):
     if config.remat != "none":
         # Inside a scan the barrier against common-subexpression elimination is not needed.
         body = jax.checkpoint(body, policy=REMAT[config.remat], prevent_cse=False)
-    return jax.lax.scan(body, carry, xs)
+    return _scan_layers(body, carry, xs)
+
+
+def _scan_layers(body, carry, xs):
+    """``lax.scan`` over layers, in two parts where only the last layers have trained leaves."""
+    firsts = {x.first for x in jax.tree.leaves(xs, is_leaf=_is_tail) if _is_tail(x)}
+    if not firsts:
+        return jax.lax.scan(body, carry, xs)
+    first = min(firsts)
+    frozen = jax.tree.map(lambda x: x.own if _is_tail(x) else x, xs, is_leaf=_is_tail)
+
+    # Indexed in place: slices of the frozen layers would be a copy of them.
+    def below(carry, i):
+        return body(carry, jax.tree.map(lambda x: x[i], frozen))
+
+    def above(x):
+        if not _is_tail(x):
+            return x[first:]
+        return jnp.concatenate([x.own[first : x.first], x.values]) if x.first > first else x.values
+
+    carry, lower = jax.lax.scan(below, carry, jnp.arange(first))
+    carry, upper = jax.lax.scan(body, carry, jax.tree.map(above, xs, is_leaf=_is_tail))
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), lower, upper)
+
+
+def _is_tail(leaf: Any) -> bool:
+    return isinstance(leaf, Tail)
+
+
+def without_tails(params: Params) -> Params:
+    """Parameters in which every leaf is one array (see :class:`Tail`)."""
+    return jax.tree.map(lambda x: x.whole() if _is_tail(x) else x, params, is_leaf=_is_tail)
 
 
 def _layer_keys(key: jax.Array | None, depth: int) -> jax.Array | None:
@@ -469,13 +535,28 @@ def _norm(config: Config, params: Params, x: jax.Array) -> jax.Array:
 
 
 def _residual(config: Config, params: Params, name: str, x: jax.Array, branch) -> jax.Array:
-    """x plus a branch of it, with the branch's norms where the family has them."""
-    if config.norm_position == "post":
-        return _norm(config, params[f"{name}_norm"], x + branch(x))
-    y = branch(_norm(config, params[f"{name}_norm"], x))
+    """x plus a branch of it, with the branch's norms where the family has them.
+
+    Bottleneck adapters stand on the branch's output ("inner", Houlsby et al. 2019), beside the
+    branch ("parallel", He et al. 2022) or on the sum ("outer", Pfeiffer et al. 2021).
+    """
+    adapters = params.get(f"{name}_adapter", {})
+    post = config.norm_position == "post"
+    read = x if post else _norm(config, params[f"{name}_norm"], x)
+    y = branch(read)
     if config.norm_position == "sandwich":
         y = _norm(config, params[f"{name}_post_norm"], y)
-    return x + y
+    added = y
+    if "inner" in adapters:
+        added = added + layers.bottleneck(adapters["inner"], y)
+    if "parallel" in adapters:
+        added = added + layers.bottleneck(adapters["parallel"], read)
+    x = x + added
+    if "outer" in adapters:
+        # In a post-norm family it reads the normed sum, and its result is normed again.
+        norm = params[f"{name}_norm"]
+        x = x + layers.bottleneck(adapters["outer"], _norm(config, norm, x) if post else x)
+    return _norm(config, params[f"{name}_norm"], x) if post else x
 
 
 def _prompt_length(params: Params, stack: str) -> int:
@@ -499,14 +580,32 @@ def _with_prompt(params: Params, stack: str, mask: jax.Array) -> jax.Array:
 
 def _positions(config: Config, params: Params, stack: str, mask: jax.Array) -> jax.Array:
     """Position of every place of [B, T], padding included: [B, T], or [1, T] if all rows agree."""
+    shift = _prefix_shift(config, params, stack)
+    if shift.ndim:
+        shift = jnp.repeat(shift, len(mask) // len(shift))[:, None]
     if config.count_positions:
-        return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0) + shift
     places = jnp.arange(mask.shape[1])[None]
     own = params[stack].get("prompt_mask")
     if own is None:
-        return places
+        return places + shift
     filled = jnp.sum(~own, axis=1, keepdims=True)
-    return jnp.maximum(places - jnp.repeat(filled, len(mask) // len(own), axis=0), 0)
+    return jnp.maximum(places - jnp.repeat(filled, len(mask) // len(own), axis=0), 0) + shift
+
+
+def _prefix_shift(config: Config, params: Params, stack: str) -> jax.Array:
+    """Positions that a prefix of the decoder's self-attention takes up: [], or [B].
+
+    Li & Liang 2021 give it as past keys to a GPT-2, which counts its tokens from behind it; so does
+    Hugging Face PEFT. Where positions are relative the tokens are not shifted.
+    """
+    own = params[stack]["layers"].get("self_attention", {})
+    if config.positions == "relative":
+        own = {}
+    if "prefix_mask" in own:
+        return jnp.sum(own["prefix_mask"][0], axis=-1, dtype=jnp.int32)
+    rows = own["prefix_key"].shape[-2] if "prefix_key" in own else 0
+    return jnp.asarray(rows, jnp.int32)
 
 
 def _embed(
@@ -524,10 +623,15 @@ def _embed(
       types: [N, T] token types; None: all 0.
     """
     dtype = jnp.dtype(config.activation_dtype)
-    x = params["token_embedder"]["embedding"][tokens].astype(dtype)
+    own = params[stack]
+    soft = own.get("soft_tokens")
+    words = tokens if soft is None else jnp.maximum(tokens, 0)
+    x = layers.look_up(params["token_embedder"]["embedding"], words).astype(dtype)
     if config.embedding_scale != 1:
         x = x * jnp.asarray(config.embedding_scale, dtype)
-    own = params[stack]
+    if soft is not None:
+        rows = layers.look_up(soft, jnp.clip(-2 - tokens, 0, soft.shape[-2] - 1)).astype(dtype)
+        x = jnp.where((tokens <= -2)[..., None], rows, x)
     prompt = own.get("prompt")
     if prompt is not None:
         rows = prompt.astype(dtype)
@@ -538,23 +642,110 @@ def _embed(
     if "type_embedder" in own:
         table = own["type_embedder"]["embedding"].astype(dtype)
         if types is None:
-            x = x + table[0]
-        else:
-            behind = jnp.pad(types, ((0, 0), (x.shape[1] - types.shape[1], 0)))
-            x = x + table[behind]
+            types = jnp.zeros(tokens.shape, jnp.int32)
+        behind = jnp.pad(types, ((0, 0), (x.shape[1] - types.shape[1], 0)))
+        x = x + layers.look_up(table, behind)
     if config.positions == "learned":
         assert positions is not None
         table = own["position_embedder"]["embedding"]
-        x = x + table[positions + config.position_offset].astype(dtype)
+        if table.ndim == 3:
+            positions = jnp.broadcast_to(positions, x.shape[:2])
+        x = x + layers.look_up(table, positions + config.position_offset).astype(dtype)
     if config.embedding_norm:
         x = _norm(config, own["embedding_norm"], x)
     return x
 
 
-def _check_length(config: Config, stack: str, length: int) -> None:
+class Placed(NamedTuple):
+    """Tokens among which soft ones may have been inserted.
+
+    Attributes:
+      tokens: [N, T] int32; mask: [N, T] bool.
+      places: [N, T'] int32, where the T' tokens that were given are now; None: where they were.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    places: jax.Array | None
+
+
+def place_soft_tokens(
+    config: Config, own: Params, tokens: jax.Array, mask: jax.Array, ends: jax.Array | None = None
+) -> Placed:
+    """Inserts a stack's ``soft_tokens`` where its ``soft_places`` say, as ids -2 - k.
+
+    Row k stands behind the first real token for a place of 1, behind the last of the input for 2,
+    and nowhere for 0 (only where the tokens hold its id already).
+
+    Args:
+      own: the stack's parameters.
+      tokens, mask: [N, T].
+      ends: [N] index of the input's last token, where more follows it; None: the last real one.
+    """
+    places = own.get("soft_places")
+    if places is None:
+        return Placed(tokens, mask, None)
+    n, t = tokens.shape
+    places = jnp.broadcast_to(places, (1, places.shape[-1])) if places.ndim == 1 else places
+    places = jnp.repeat(places, n // len(places), axis=0).astype(jnp.int32)
+    first = jnp.argmax(mask, axis=1)[:, None]
+    last = (t - 1 - jnp.argmax(mask[:, ::-1], axis=1) if ends is None else ends)[:, None]
+    among = jnp.select([places == 1, places == 2], [2 * first + 1, 2 * last + 1], 2 * t)
+    in_order = jnp.broadcast_to(2 * jnp.arange(t), (n, t))
+    order = jnp.argsort(jnp.concatenate([in_order, among], axis=1), axis=1, stable=True)
+    ids = jnp.where(places > 0, -2 - jnp.arange(places.shape[1]), config.pad_id)
+    both = (
+        jnp.concatenate([tokens, ids.astype(tokens.dtype)], axis=1),
+        jnp.concatenate([mask, places > 0], axis=1),
+    )
+    tokens, mask = (jnp.take_along_axis(each, order, axis=1) for each in both)
+    return Placed(tokens, mask, jnp.argsort(order, axis=1)[:, :t])
+
+
+def _take(x: jax.Array, places: jax.Array | None) -> jax.Array:
+    """x [N, T, ...] at places [N, T'], or as it is."""
+    if places is None:
+        return x
+    return jnp.take_along_axis(x, places.reshape(*places.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def _spread(x: jax.Array, places: jax.Array | None, length: int, filling: int) -> jax.Array:
+    """The inverse of :func:`_take`: x [N, T'] at its places in [N, length]."""
+    if places is None:
+        return x
+    rows = jnp.arange(len(x))[:, None]
+    return jnp.full((len(x), length), filling, x.dtype).at[rows, places].set(x)
+
+
+def _overwrite_prompt(params: Params, x: jax.Array) -> jax.Array:
+    """A layer's input [N, T, D] with its own rows in the places of the stack's soft prompt.
+
+    Raises:
+      InputError: the stack's prompt has another number of rows.
+    """
+    rows = params.get("prompt")
+    if rows is None:
+        return x
+    length = rows.shape[-2]
+    if length > x.shape[1]:
+        raise InputError(f"a prompt of {length} rows at every layer finds {x.shape[1]} places")
+    rows = rows.astype(x.dtype)
+    before = x[:, :length]
+    if rows.ndim == 3:
+        rows = jnp.repeat(rows, len(x) // len(rows), axis=0)
+    if "prompt_mask" in params:
+        own = jnp.repeat(params["prompt_mask"], len(x) // len(params["prompt_mask"]), axis=0)
+        rows = jnp.where(own[..., None], rows, before)
+    return jnp.concatenate([jnp.broadcast_to(rows, before.shape), x[:, length:]], axis=1)
+
+
+def _check_length(config: Config, params: Params, stack: str, length: int) -> None:
+    attention = params[stack]["layers"].get("self_attention", {})
+    if "prefix_key" in attention:
+        length += attention["prefix_key"].shape[-2]
     if config.positions == "learned" and length > config.max_positions:
         raise InputError(
-            f"{length} positions in the {stack} (a soft prompt's rows counted), but this "
+            f"{length} positions in the {stack} (rows of a prompt or prefix counted), but this "
             f"{config.family} has learned {config.max_positions}; shorten the sequences"
         )
 
@@ -566,12 +757,15 @@ class View(NamedTuple):
       bias: float32, as in ``layers.Keys``.
       local_bias: the same with the window, where some layers have one.
       rotation, local_rotation: of the queries and of their own keys, where positions are rotary.
+      prefix_bias: [B or 1, H, T, P], on a prefix that counts as places in front (a T5's relative
+        bias); None: it has none.
     """
 
     bias: jax.Array
     local_bias: jax.Array | None
     rotation: rotary.Rotation | None
     local_rotation: rotary.Rotation | None
+    prefix_bias: jax.Array | None = None
 
     def of_layer(self, local: jax.Array | None) -> tuple[jax.Array, rotary.Rotation | None]:
         """Bias and rotation of a layer; ``local`` is a traced bool, or None where all are alike."""
@@ -630,7 +824,24 @@ def _view(
             local_turn = rotary.rotation(config.local_rope, config.d_kv, positions)
             if len(config.local_layers) == config.decoder_layers:
                 turn = local_turn
-    return View(bias, local_bias, turn, local_turn)
+    return View(bias, local_bias, turn, local_turn, _prefix_bias(config, params, stack, positions))
+
+
+def _prefix_bias(
+    config: Config, params: Params, stack: str, positions: jax.Array
+) -> jax.Array | None:
+    places = params[stack].get("prefix_places")
+    if places is None or config.positions != "relative":
+        return None
+    # Distances alone count: the prefix ends in front of position 0.
+    bias = layers.relative_bias(
+        params[stack]["relative_bias"]["embedding"],
+        positions[0],
+        jnp.arange(-places.shape[-1], 0),
+        bidirectional=False,
+        max_distance=config.relative_max_distance,
+    )
+    return bias * places.reshape(-1, 1, 1, places.shape[-1])
 
 
 def _keys_values(
@@ -650,6 +861,33 @@ def _keys_values(
     k, v = (layers.split_heads(each, config.kv_heads) for each in (k, v))
     k = _norm_and_turn(config, params.get("key_norm"), k, turn)
     return k.swapaxes(-2, -3), v.swapaxes(-2, -3)
+
+
+def _prefix(
+    config: Config, params: Params, x: jax.Array, bias: jax.Array | None = None
+) -> list[layers.Keys]:
+    """The keys and values of an attention's prefix for queries of x [N, T, D]; none, without one.
+
+    Args:
+      bias: ``View.prefix_bias``.
+    """
+    if "prefix_key" not in params:
+        return []
+    key, value = (
+        layers.split_heads(params[name].astype(x.dtype), config.kv_heads).swapaxes(-2, -3)
+        for name in ("prefix_key", "prefix_value")
+    )
+    if key.ndim == 3:
+        key, value = key[None], value[None]
+    seen = params.get("prefix_mask")
+    own = jnp.zeros((1, 1, 1, key.shape[-2]), jnp.float32)
+    own = own if seen is None else layers.mask_bias(seen)[:, None, None, :]
+    if bias is not None:
+        # It differs between the queries of a sequence, which are not folded then.
+        key, value = (jnp.repeat(each, len(x) // len(key), axis=0) for each in (key, value))
+        own, bias = (jnp.repeat(each, len(x) // len(each), axis=0) for each in (own, bias))
+        own = own + bias
+    return [layers.Keys(key, value, own)]
 
 
 def _norm_and_turn(config, norm: Params | None, heads, turn) -> jax.Array:
@@ -705,12 +943,20 @@ def _finish(config: Config, params: Params, x: jax.Array, key: jax.Array | None)
 class Encoded(NamedTuple):
     """The encoder's result: hidden [B, S, D]; mask [B, S] bool; segments [B, S] int32 or None.
 
-    S counts an encoder prompt's rows too.
+    S counts the rows of prompts too; ``places`` [B, S'] says where the tokens that were given are,
+    where they are not the last S' places.
     """
 
     hidden: jax.Array
     mask: jax.Array
     segments: jax.Array | None = None
+    places: jax.Array | None = None
+
+    def of_tokens(self, length: int) -> jax.Array:
+        """Hidden states [B, S', D] of the S' tokens that were given."""
+        if self.places is None:
+            return self.hidden[:, self.hidden.shape[1] - length :]
+        return _take(self.hidden, self.places)
 
 
 def encode(config: Config, params: Params, batch: Batch, key: jax.Array | None = None) -> Encoded:
@@ -723,18 +969,20 @@ def encode(config: Config, params: Params, batch: Batch, key: jax.Array | None =
     """
     tokens = batch["encoder_input_tokens"]
     mask = batch.get("encoder_mask")
-    real = tokens != config.pad_id
-    mask = real if mask is None else mask.astype(bool)
+    mask = tokens != config.pad_id if mask is None else mask.astype(bool)
     segments = batch.get("encoder_segment_ids")
+    types = batch.get("encoder_token_types")
     prompt = _prompt_length(params, "encoder")
-    if prompt:
-        if segments is not None:
-            raise InputError(
-                "encoder_segment_ids: packed examples cannot share an encoder prompt; "
-                "turn packing off"
-            )
-        mask, real = (_with_prompt(params, "encoder", each) for each in (mask, real))
-    _check_length(config, "encoder", mask.shape[1])
+    tokens, mask, places = place_soft_tokens(config, params["encoder"], tokens, mask)
+    if segments is not None and (prompt or places is not None):
+        raise InputError(
+            "encoder_segment_ids: packed examples cannot share an encoder prompt; turn packing off"
+        )
+    types = None if types is None else _spread(types, places, tokens.shape[1], 0)
+    real = tokens != config.pad_id
+    mask, real = (_with_prompt(params, "encoder", each) for each in (mask, real))
+    places = None if places is None else places + prompt
+    _check_length(config, params, "encoder", mask.shape[1])
     positions = _positions(config, params, "encoder", real)
     if config.count_positions:
         # As in RoBERTa: padding that a mask lets be seen has the row in front of the first.
@@ -744,14 +992,15 @@ def encode(config: Config, params: Params, batch: Batch, key: jax.Array | None =
         _refuse_packing(config)
         visible = visible & (segments[:, None, :, None] == segments[:, None, None, :])
     view = _view(config, params, "encoder", positions, positions, visible)
-    x = _embed(config, params, "encoder", tokens, positions, batch.get("encoder_token_types"))
+    x = _embed(config, params, "encoder", tokens, positions, types)
 
     def layer(x, xs):
         p, k = xs
+        x = _overwrite_prompt(p, x)
 
         def attention(y):
             own = _keys_values(config, p["attention"], y, view.rotation, layers.site_key(k, 0))
-            parts = [layers.Keys(own[0], own[1], view.bias)]
+            parts = [layers.Keys(own[0], own[1], view.bias), *_prefix(config, p["attention"], y)]
             return _attention(
                 config, p["attention"], y, parts, view.rotation, layers.site_key(k, 1)
             )
@@ -762,7 +1011,7 @@ def encode(config: Config, params: Params, batch: Batch, key: jax.Array | None =
     x = layers.dropout(layers.site_key(key, 0), x, config.dropout)
     keys = _layer_keys(layers.site_key(key, 1), config.encoder_layers)
     x, _ = _scan(config, layer, x, (params["encoder"]["layers"], keys))
-    return Encoded(_finish(config, params["encoder"], x, key), mask, segments)
+    return Encoded(_finish(config, params["encoder"], x, key), mask, segments, places)
 
 
 def _refuse_packing(config: Config) -> None:
@@ -832,20 +1081,22 @@ def context(
     rows = encoded.hidden.shape[0]
     cross = cross_keys_values(config, params, encoded) if stack_cross else None
     start = jnp.full(rows, config.decoder_start_id, jnp.int32)
-    return Context(start, jnp.zeros(rows, jnp.int32), encoded, cross)
+    position = jnp.broadcast_to(_prefix_shift(config, params, "decoder"), (rows,))
+    return Context(start, position, encoded, cross)
 
 
 def _read_prompt(config: Config, params: Params, batch: Batch, key: jax.Array | None) -> Context:
     tokens = batch["encoder_input_tokens"]
     mask = batch.get("encoder_mask")
     mask = tokens != config.pad_id if mask is None else mask.astype(bool)
+    tokens, mask, _ = place_soft_tokens(config, params["decoder"], tokens, mask)
     # The last token is left to whoever decodes: its state predicts the first token behind it.
     last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
     seen = mask & (jnp.arange(mask.shape[1]) != last[:, None])
     rows = _prompt_length(params, "decoder")
     seen, mask = (_with_prompt(params, "decoder", each) for each in (seen, mask))
     positions = _positions(config, params, "decoder", mask)
-    _check_length(config, "decoder", mask.shape[1])
+    _check_length(config, params, "decoder", mask.shape[1])
     view = _view(config, params, "decoder", positions, positions, _causal(seen))
     x = _embed(config, params, "decoder", tokens, positions)
     _, kept = _run_decoder(config, params, x, view, key, keep=True)
@@ -866,7 +1117,7 @@ def cross_keys_values(
     def layer(_, p):
         return None, _keys_values(config, p, encoded.hidden)
 
-    return jax.lax.scan(layer, None, params["decoder"]["layers"]["cross_attention"])[1]
+    return _scan_layers(layer, None, params["decoder"]["layers"]["cross_attention"])[1]
 
 
 def _causal(mask: jax.Array) -> jax.Array:
@@ -900,6 +1151,7 @@ def _run_decoder(
 
     def layer(x, xs):
         p, k, shared, read, local = xs
+        x = _overwrite_prompt(p, x)
         bias, turn = view.of_layer(local)
         own = None
 
@@ -909,6 +1161,7 @@ def _run_decoder(
             parts = [layers.Keys(own[0], own[1], bias)]
             if read is not None and prompt_view is not None:
                 parts.append(layers.Keys(read[0], read[1], prompt_view.of_layer(local)[0]))
+            parts += _prefix(config, p["self_attention"], y, view.prefix_bias)
             return _attention(config, p["self_attention"], y, parts, turn, layers.site_key(k, 1))
 
         x = _residual(config, p, "self_attention", x, self_attention)
@@ -956,7 +1209,7 @@ def decode(
     if prompt and segments is not None:
         raise InputError("decoder_segment_ids: packed examples cannot share a decoder prompt")
     length = prompt + tokens.shape[1]
-    _check_length(config, "decoder", length)
+    _check_length(config, params, "decoder", length)
     mask = _own_places(params, tokens)
     positions = _positions(config, params, "decoder", mask)
     visible = _causal(mask)
@@ -981,13 +1234,14 @@ def _own_places(params: Params, tokens: jax.Array) -> jax.Array:
 
 def _decode_behind_prompt(config, params, context, tokens, key) -> jax.Array:
     prompt = context.prompt
+    params = _without_prompt(params)
     n, t = tokens.shape
     b = len(context.start)
     positions = jnp.repeat(context.position, n // b)[:, None] + jnp.arange(t)
-    _check_length(config, "decoder", prompt.mask.shape[1] + t)
+    _check_length(config, params, "decoder", prompt.mask.shape[1] + t)
     view = _view(config, params, "decoder", positions, positions, _causal(jnp.ones((1, t), bool)))
     prompt_view = _view_of_prompt(config, params, prompt, positions)
-    x = _embed(config, _without_prompt(params), "decoder", tokens, positions)
+    x = _embed(config, params, "decoder", tokens, positions)
     x, _ = _run_decoder(config, params, x, view, key, context=context, prompt_view=prompt_view)
     return _finish(config, params["decoder"], x, key)
 
@@ -1005,7 +1259,9 @@ def decode_text(
     """Runs a decoder-only model over ``decoder_input_tokens``: hidden states [B, T, D].
 
     Args:
-      batch: see the module's docstring; every place sees the tokens up to its own.
+      batch: see the module's docstring; every place sees the tokens up to its own. Soft tokens that
+        belong behind the input stand behind the whole text, unless ``decoder_causal_attention``
+        says where the input ends.
       key: for dropout; None means evaluation.
     """
     tokens = batch["decoder_input_tokens"]
@@ -1013,15 +1269,24 @@ def decode_text(
     mask = tokens != config.pad_id if mask is None else mask.astype(bool)
     segments, both_ways = batch.get("decoder_segment_ids"), batch.get("decoder_causal_attention")
     rows = _prompt_length(params, "decoder")
-    if rows and segments is not None:
-        raise InputError("decoder_segment_ids: packed examples cannot share a decoder prompt")
-    mask = _with_prompt(params, "decoder", mask)
-    _check_length(config, "decoder", mask.shape[1])
-    positions = _positions(config, params, "decoder", mask)
     given = batch.get("decoder_positions")
+    tokens, mask, places = place_soft_tokens(
+        config, params["decoder"], tokens, mask, _ends_of_inputs(both_ways)
+    )
+    if (rows or places is not None) and segments is not None:
+        raise InputError("decoder_segment_ids: packed examples cannot share a decoder prompt")
+    if places is not None:
+        if given is not None:
+            raise InputError("decoder_positions cannot be given where soft tokens are inserted")
+        if both_ways is not None:
+            both_ways = _spread(both_ways, places, tokens.shape[1], 1)
+    mask = _with_prompt(params, "decoder", mask)
+    _check_length(config, params, "decoder", mask.shape[1])
+    positions = _positions(config, params, "decoder", mask)
     if given is not None:
         in_front = jnp.broadcast_to(jnp.arange(rows), (len(given), rows))
         positions = jnp.concatenate([in_front, given + rows], axis=1)
+        positions = positions + _prefix_shift(config, params, "decoder").reshape(-1, 1)
     elif segments is not None:
         raise InputError("decoder_segment_ids need decoder_positions, which count in each segment")
     visible = _causal(mask)
@@ -1033,7 +1298,14 @@ def decode_text(
     view = _view(config, params, "decoder", positions, positions, visible)
     x = _embed(config, params, "decoder", tokens, positions)
     x, _ = _run_decoder(config, params, x, view, key)
-    return _finish(config, params["decoder"], x[:, rows:], key)
+    return _finish(config, params["decoder"], _take(x[:, rows:], places), key)
+
+
+def _ends_of_inputs(both_ways: jax.Array | None) -> jax.Array | None:
+    """[B] index of the last token that all others see: the end of a prefix language model's input."""
+    if both_ways is None:
+        return None
+    return both_ways.shape[1] - 1 - jnp.argmax(both_ways[:, ::-1].astype(bool), axis=1)
 
 
 def _cross_attention(config, params, x, encoded, shared, bias, key) -> jax.Array:
@@ -1043,7 +1315,8 @@ def _cross_attention(config, params, x, encoded, shared, bias, key) -> jax.Array
     parts = [layers.Keys(shared[0], shared[1], bias)]
 
     def branch(y):
-        return _attention(config, params[name], y, parts, None, layers.site_key(key, 1))
+        seen = [*parts, *_prefix(config, params[name], y)]
+        return _attention(config, params[name], y, seen, None, layers.site_key(key, 1))
 
     return _residual(config, params, name, x, branch)
 
@@ -1095,19 +1368,19 @@ def decode_step(
     # that of a decoder-only model is part of the context.
     first = isinstance(place, int) and place == 0 and context.prompt is None
     rows = _prompt_length(params, "decoder") if first else 0
+    params = without_tails(params)
     source = params if rows else _without_prompt(params)
     length = cache.key.shape[3]
     read_before = 0 if context.prompt is None else context.prompt.mask.shape[1]
-    _check_length(config, "decoder", read_before + length)
-    behind = jnp.zeros((1, 1), jnp.int32)
-    if context.prompt is not None:
-        behind = jnp.repeat(context.position, len(tokens) // len(context.position))[:, None]
+    _check_length(config, params, "decoder", read_before + length)
+    # A soft prompt's rows are places of the cache, so this is the position of place 0.
+    behind = jnp.repeat(context.position, len(tokens) // len(context.position))[:, None]
     places = place + jnp.arange(rows + tokens.shape[1])
     visible = (jnp.arange(length) <= places[:, None])[None, None]
     own = params["decoder"].get("prompt_mask")
     if own is not None and context.prompt is None:
         own = jnp.repeat(own, len(tokens) // len(own), axis=0)
-        behind = -jnp.sum(~own, axis=1, keepdims=True)
+        behind = behind - jnp.sum(~own, axis=1, keepdims=True)
         seen = jnp.pad(own, ((0, 0), (0, length - own.shape[1])), constant_values=True)
         visible = visible & seen[:, None, None, :]
     positions = jnp.maximum(behind + places, 0)
@@ -1125,6 +1398,7 @@ def decode_step(
         # be two arrays, and all of it copied at every step.
         x, cache = carry
         p, shared, read, local, index = xs
+        x = _overwrite_prompt(p, x)
         bias, turn = view.of_layer(local)
 
         def self_attention(y):
@@ -1140,6 +1414,7 @@ def decode_step(
             parts = [layers.Keys(cached[0], cached[1], bias)]
             if read is not None and prompt_view is not None:
                 parts.append(layers.Keys(read[0], read[1], prompt_view.of_layer(local)[0]))
+            parts += _prefix(config, p["self_attention"], y, view.prefix_bias)
             return _attention(config, p["self_attention"], y, parts, turn, None)
 
         x = _residual(config, p, "self_attention", x, self_attention)
@@ -1149,15 +1424,20 @@ def decode_step(
 
     depth = jnp.arange(config.decoder_layers)
     read = context.prompt and context.prompt[:2]
-    stack = params["decoder"]["layers"]
+    stack = source["decoder"]["layers"]
     xs = (stack, context.cross, read, _local_flags(config, "decoder"), depth)
     (x, cache), _ = jax.lax.scan(layer, (x, cache), xs)
     return _finish(config, params["decoder"], x[:, rows:], None), cache
 
 
 def _without_prompt(params: Params) -> Params:
+    """Parameters with which a decoder reads what stands behind its soft prompt."""
     stack = {name: leaf for name, leaf in params["decoder"].items() if name != "prompt"}
-    return {**params, "decoder": stack}
+    return {**params, "decoder": {**stack, "layers": _promptless(stack["layers"])}}
+
+
+def _promptless(stack: Params) -> Params:
+    return {n: x for n, x in stack.items() if n not in ("prompt", "prompt_mask")}
 
 
 # --------------------------------------------------------------------------------------------
@@ -1172,14 +1452,9 @@ def head(
             f"this {config.family} has no language-model head: it cannot score tokens; use a "
             "classification head, or a checkpoint with its head"
         )
-    if config.head_transform:
-        hidden = layers.linear(params["head_transform"], hidden, layers.site_key(key, 1))
-        hidden = _norm(config, params["head_norm"], layers.ACTIVATIONS[config.activation](hidden))
-    hidden = hidden.astype(jnp.float32)
-    if config.scale_head:
-        hidden = hidden * (config.d_model**-0.5)
+    hidden = _before_head(config, params, hidden, layers.site_key(key, 1))
     if config.tied_head:
-        out = layers.matmul(hidden, params["token_embedder"]["embedding"].T)
+        out = layers.matmul(hidden, params["token_embedder"]["embedding"].swapaxes(-1, -2))
         if config.head_bias:
             out = out + layers.per_row(params["lm_head"]["bias"], out).astype(out.dtype)
     else:
@@ -1187,6 +1462,15 @@ def head(
     if config.logit_softcap is not None:
         out = config.logit_softcap * jnp.tanh(out / config.logit_softcap)
     return out
+
+
+def _before_head(config: Config, params: Params, hidden: jax.Array, key) -> jax.Array:
+    """What the language-model head multiplies, float32."""
+    if config.head_transform:
+        hidden = layers.linear(params["head_transform"], hidden, key)
+        hidden = _norm(config, params["head_norm"], layers.ACTIVATIONS[config.activation](hidden))
+    hidden = hidden.astype(jnp.float32)
+    return hidden * (config.d_model**-0.5) if config.scale_head else hidden
 
 
 def logits(config: Config, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
@@ -1200,8 +1484,8 @@ def logits(config: Config, params: Params, batch: Batch, key: jax.Array | None =
     params = for_tasks(params, batch)
     encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
     if config.kind == "encoder":
-        hidden = encode(config, params, batch, encoder_key).hidden
-        hidden = hidden[:, _prompt_length(params, "encoder") :]
+        encoded = encode(config, params, batch, encoder_key)
+        hidden = encoded.of_tokens(batch["encoder_input_tokens"].shape[1])
     elif config.kind == "decoder":
         hidden = decode_text(config, params, batch, decoder_key)
     else:
@@ -1246,11 +1530,54 @@ def classify(
     return layers.linear(own["out"], x, layers.site_key(head_key, 4))
 
 
+def verbalize(
+    config: Config,
+    params: Params,
+    batch: Batch,
+    mask_id: int | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Logits [B, C], float32, of a trained verbaliser (WARP, Hambardzumyan et al. 2021, section 3).
+
+    Its class vectors take the place of the vocabulary's in the language-model head, at the mask of
+    an encoder, and elsewhere at the place where the first token of the answer is predicted.
+
+    Args:
+      params: with the leaves ``verbalizer/kernel`` [D, C] and optionally ``verbalizer/bias`` [C].
+      batch: ``encoder_input_tokens`` [B, S]; with ``mask_id`` once in each row for an encoder.
+      mask_id: the mask token of a masked-LM encoder.
+      key: for dropout; None means evaluation.
+    """
+    if "verbalizer" not in params:
+        raise InputError("there is no verbaliser: take a method that trains one, such as warp")
+    params = for_tasks(params, batch)
+    keys = (None, None, None) if key is None else jax.random.split(key, 3)
+    if config.kind == "encoder":
+        hidden = state_at_mask(config, params, batch, mask_id, keys[0])
+    else:
+        read = context(config, params, batch, keys[0])
+        hidden = decode(config, params, read, read.start[:, None], keys[1])[:, 0]
+    hidden = _before_head(config, params, hidden, keys[2])
+    return layers.linear(params["verbalizer"], hidden)
+
+
+def state_at_mask(
+    config: Config, params: Params, batch: Batch, mask_id: int | None, key: jax.Array | None
+) -> jax.Array:
+    """An encoder's hidden state [B, D] in the place of the mask."""
+    if mask_id is None:
+        raise InputError("an encoder answers at its mask: give mask_id")
+    tokens = batch["encoder_input_tokens"]
+    hidden = encode(config, params, batch, key).of_tokens(tokens.shape[1])
+    place = jnp.argmax(tokens == mask_id, axis=1)
+    return jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
+
+
 def _state_of_input(config, params, batch, key) -> jax.Array:
     """[B, D]: the state that stands for the whole input."""
     if config.kind == "encoder":
-        hidden = encode(config, params, batch, key).hidden
-        return hidden[:, _prompt_length(params, "encoder")]
+        encoded = encode(config, params, batch, key)
+        return encoded.of_tokens(batch["encoder_input_tokens"].shape[1])[:, 0]
     tokens = batch["encoder_input_tokens"]
     mask = batch.get("encoder_mask")
     mask = tokens != config.pad_id if mask is None else mask.astype(bool)

@@ -62,6 +62,29 @@ def map_with_path(function: Callable[[str, Any], Any], tree: Mapping[str, Any]) 
     return unflatten({path: function(path, leaf) for path, leaf in flatten(tree).items()})
 
 
+FIXED = "fixed"
+"""Name of the branches of a stored tree that hold constants: kept and saved, never trained."""
+
+
+def split_fixed(stored: Mapping[str, Any]) -> tuple[Params, Params]:
+    """A stored tree's trained leaves, and its constants (those below a branch named "fixed")."""
+    flat = flatten(stored)
+    fixed = {path for path in flat if FIXED in path.split("/")[:-1]}
+    return (
+        unflatten({path: leaf for path, leaf in flat.items() if path not in fixed}),
+        unflatten({path: leaf for path, leaf in flat.items() if path in fixed}),
+    )
+
+
+def join(one: Mapping[str, Any], other: Mapping[str, Any]) -> Params:
+    """The union of two trees without a leaf in common: the inverse of :func:`split_fixed`."""
+    flat, more = flatten(one), flatten(other)
+    both = [path for path in more if path in flat]
+    if both:
+        raise InputError(f"{both[0]!r} is in both trees")
+    return unflatten({**flat, **more})
+
+
 def count(tree: Any) -> int:
     """Number of scalars in a tree of arrays or of ``jax.ShapeDtypeStruct``."""
     return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(tree))

@@ -355,8 +355,8 @@ def test_a_prompt_cannot_be_folded(name):
 
 
 def test_an_unknown_leaf_beside_a_kernel_is_not_folded_away():
-    params = {"wo": {"kernel": jnp.ones((2, 3)), "magnitude": jnp.ones(3)}}
-    with pytest.raises(InputError, match="'magnitude' cannot be folded"):
+    params = {"wo": {"kernel": jnp.ones((2, 3)), "strength": jnp.ones(3)}}
+    with pytest.raises(InputError, match="'strength' cannot be folded"):
         pj.fold(params)
 
 
@@ -478,9 +478,9 @@ def test_two_prompts_stand_one_behind_the_other():
         ((pj.full(), pj.full()), "meet at '.*/(scale|kernel|embedding)' and cannot be combined"),
         ((pj.lora(2, dropout=0.1), pj.lora(2)), "meet at '.*/lora_a' and one has dropout"),
         ((pj.lora(2), pj.lora(2, targets="cross_attention/query", dropout=0.1)), "dropout"),
-        ((pj.lora(2, layers=(0,)), pj.lora(2)), "choose layers meet at '.*/lora_a'"),
-        ((pj.ia3(), pj.ia3(layers=(0,))), "choose layers meet at '.*/ia3'"),
-        ((pj.ia3(layers=(0,)), pj.ia3(layers=(1,))), "choose layers"),
+        ((pj.lora(2, layers=(0,)), pj.lora(2)), "meet at '.*/lora_a'"),
+        ((pj.ia3(), pj.ia3(layers=(0,))), "meet at '.*/ia3'"),
+        ((pj.ia3(layers=(0,)), pj.ia3(layers=(1,))), "one chooses layers"),
         ((pj.ia3(), pj.lora(2), pj.lora(1, dropout=0.1)), "dropout"),
     ],
 )
@@ -635,7 +635,7 @@ def test_the_leaves_of_another_backbone_fit_no_slot(method, message):
     [
         ("encoder/layers/attention/kay/ia3", "nearest: encoder/layers/attention/key/ia3"),
         ("encoder/layers/mlp/wi/ia3", "nearest: .*wi_0/ia3"),
-        ("encoder/layers/prompt", "nearest: encoder/prompt"),
+        ("encoder/prompts", "nearest: encoder/prompt"),
     ],
 )
 def test_a_leaf_that_no_layer_reads_is_refused_with_the_nearest(path, message):

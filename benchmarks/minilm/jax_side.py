@@ -106,9 +106,9 @@ def train_run(run: plan.Run, batches: list[data.Batch]):
         losses.append(float(metrics["loss"]))
         seconds.append(time.perf_counter() - start)
     if tuning.fold is not None:
-        params = tuning.fold(backbone.params, state.trainable)
+        params = tuning.fold(backbone.params, state.stored)
     else:
-        params = pj.merge(backbone.params, tuning.bind(state.trainable))
+        params = pj.merge(backbone.params, tuning.bind(state.stored))
     model = dataclasses.replace(backbone, params=params)
     return model, losses, seconds, pj.count(adapter)
 

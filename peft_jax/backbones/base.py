@@ -14,6 +14,7 @@ import numpy as np
 
 from peft_jax import transformer, tree
 from peft_jax.errors import InputError
+from peft_jax.layers import ACTIVATIONS
 from peft_jax.transformer import Batch, Config
 from peft_jax.tree import Params
 
@@ -119,8 +120,9 @@ class Slot(NamedTuple):
     """A place for a trainable leaf.
 
     Attributes:
-      kind: "lora_a", "lora_b", "ia3", "bias" (of a projection that has none), "prompt", or
-        "parameter" (one of the backbone's own, or of a classification head that an adapter brings).
+      kind: the leaf's name in :mod:`peft_jax.layers`, such as "lora_a" or "prefix_key"; "bias" is
+        that of a projection that has none, and "parameter" one of the backbone's own, or of a head
+        that an adapter brings.
       shape: with the layer axis in front; a string is a size that the method chooses.
     """
 
@@ -140,6 +142,8 @@ def slots(config: Config) -> dict[str, Slot]:
         *stack, inputs, outputs = spec.shape
         found[f"{module}/lora_a"] = Slot("lora_a", (*stack, inputs, "rank"))
         found[f"{module}/lora_b"] = Slot("lora_b", (*stack, "rank", outputs))
+        found[f"{module}/magnitude"] = Slot("magnitude", (*stack, outputs))
+        found[f"{module}/input_scale"] = Slot("input_scale", (*stack, inputs))
         found[f"{module}/ia3"] = Slot("ia3", (*stack, outputs))
         if f"{module}/bias" not in own:
             found[f"{module}/bias"] = Slot("bias", (*stack, outputs))
@@ -147,9 +151,42 @@ def slots(config: Config) -> dict[str, Slot]:
             found[f"{module.removesuffix('/wo')}/ia3"] = Slot("ia3", (*stack, inputs))
     for stack, depth in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
         if depth:
-            found[f"{stack}/prompt"] = Slot("prompt", ("length", config.d_model))
+            found |= _stack_slots(config, stack, depth)
     if not config.num_labels:
         found |= _classifier_slots(config)
+    found["verbalizer/kernel"] = Slot("parameter", (config.d_model, "labels"))
+    found["verbalizer/bias"] = Slot("parameter", ("labels",))
+    return found
+
+
+# Where a bottleneck adapter stands: on the sub-layer's output, on the sum with the residual stream,
+# or beside the sub-layer.
+ADAPTER_PLACES = ("inner", "outer", "parallel")
+
+
+def _stack_slots(config: Config, stack: str, depth: int) -> dict[str, Slot]:
+    """Places of a stack and of its sub-layers that are beside no kernel."""
+    d, kv = config.d_model, config.kv_heads * config.d_kv
+    found = {
+        f"{stack}/prompt": Slot("prompt", ("length", d)),
+        f"{stack}/layers/prompt": Slot("prompt", (depth, "length", d)),
+        f"{stack}/prefix_places": Slot("prefix_places", ("prefix",)),
+    }
+    if stack == config.input_stack:
+        found[f"{stack}/soft_tokens"] = Slot("soft_tokens", ("soft", d))
+        found[f"{stack}/soft_places"] = Slot("soft_places", ("soft",))
+    attentions = transformer.attentions(config, stack)
+    for name in attentions:
+        for leaf in ("prefix_key", "prefix_value"):
+            found[f"{stack}/layers/{name}/{leaf}"] = Slot(leaf, (depth, "length", kv))
+    for name in (*attentions, "mlp"):
+        for place in ADAPTER_PLACES:
+            for activation in ACTIVATIONS:
+                at = f"{stack}/layers/{name}_adapter/{place}/{activation}"
+                found[f"{at}/down"] = Slot("down", (depth, d, "bottleneck"))
+                found[f"{at}/down_bias"] = Slot("down_bias", (depth, "bottleneck"))
+                found[f"{at}/up"] = Slot("up", (depth, "bottleneck", d))
+                found[f"{at}/up_bias"] = Slot("up_bias", (depth, d))
     return found
 
 

@@ -125,11 +125,11 @@ def _prepare(
             raise InputError(f"{name}: packed examples cannot be gone on from; give a row to each")
     kept = ("encoder_input_tokens", "encoder_mask", "encoder_token_types")
     inputs = {name: batch[name] for name in kept if name in batch}
-    params = transformer.for_tasks(params, batch)
+    params = transformer.for_tasks(transformer.without_tails(params), batch)
     _check_positions(config, params, inputs, decoding.max_length)
     stack = separate_layers(params)
     context = read(config, params, inputs, stack is not None)
-    whole = params["decoder"]["layers"] if stack is None else stack
+    whole = transformer._promptless(params["decoder"]["layers"]) if stack is None else stack
     return without_layers(params), whole, context
 
 

@@ -61,7 +61,7 @@ def separate_layers(params: Params) -> list[Params] | None:
     them: the loop runs a list of layers instead. An accelerator reads them where they are, and one
     compiled body for all layers takes less time to compile.
     """
-    leaves, structure = jax.tree.flatten(params["decoder"]["layers"])
+    leaves, structure = jax.tree.flatten(transformer._promptless(params["decoder"]["layers"]))
     if not all(_lies_in_host_memory(leaf) for leaf in leaves):
         return None
     device = next(iter(leaves[0].devices()))
@@ -154,6 +154,7 @@ def _without_gaps(config: Config, batch: Batch) -> tuple[jax.Array, jax.Array]:
     tokens = batch["encoder_input_tokens"]
     mask = batch.get("encoder_mask")
     mask = tokens != config.pad_id if mask is None else mask.astype(bool)
+    mask = mask & (tokens >= 0)  # a soft token is no word that could be repeated
     order = jnp.argsort(mask, axis=1, stable=True)
     tokens, mask = (jnp.take_along_axis(x, order, axis=1) for x in (tokens, mask))
     return _fill(tokens, 1, in_front=True), _fill(mask, 1, in_front=True)
@@ -173,7 +174,7 @@ def _read_soft_prompt(
     assert context.encoded is not None
     nothing = jnp.zeros((b, 0), jnp.int32)
     mask = transformer._own_places(params, nothing)
-    behind = jnp.broadcast_to(jnp.sum(mask, axis=1), (b,))
+    behind = jnp.broadcast_to(jnp.sum(mask, axis=1), (b,)) + context.position
     positions = transformer._positions(config, params, "decoder", mask)
     if config.positions == "relative":
         # Only distances count, and where prompts of several lengths are filled it is in front.
@@ -271,6 +272,7 @@ def advance(
             parts = [layers.Keys(own[0], own[1], bias)]
             if prompt is not None and prompt_view is not None:
                 parts.append(layers.Keys(prompt[0], prompt[1], prompt_view.of_layer(local)[0]))
+            parts += transformer._prefix(config, p["self_attention"], y, view.prefix_bias)
             return transformer._attention(config, p["self_attention"], y, parts, turn, None)
 
         x = transformer._residual(config, p, "self_attention", x, self_attention)
