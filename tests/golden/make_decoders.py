@@ -254,7 +254,9 @@ def logits_and_gradients(model, arrays: dict[str, np.ndarray]) -> dict[str, np.n
         (logits * torch.as_tensor(arrays["cotangent"][row, real])).sum().backward()
         found[row, real] = logits.detach().numpy()
     gradients = {
-        f"grad/{name}": weight.grad.float().numpy() for name, weight in model.named_parameters()
+        f"grad/{name}": weight.grad.float().numpy()
+        for name, weight in model.named_parameters()
+        if weight.requires_grad
     }
     return {"logits": found, **gradients}
 
