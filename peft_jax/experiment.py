@@ -201,7 +201,7 @@ def set_up(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> 
     training = config.training
     method = open_method(config, backbone, examples)
     mesh = sharding.make_mesh(training.batch_size // training.accumulate, training.devices)
-    optimizer = make_optimizer(config.optimizer.over(training.steps))
+    optimizer = make_optimizer(config.optimizer.over(training.steps), method)
     objective = make_objective(
         find_answer(config.answer, backbone),
         backbone,
