@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from peft_jax import config as configuration
 from peft_jax.config import Experiment
 from peft_jax.decoding import Decoding
 from peft_jax.errors import InputError
+from peft_jax.method_config import CLASSES
 from peft_jax.pretrain import PretrainConfig
 
 FLAT = (tyro.conf.FlagCreatePairsOff,)
@@ -165,12 +167,24 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
 
 
 def _parse(kind: type, name: str, arguments: Sequence[str], **defaults: Any):
+    experiment = defaults.pop("experiment", None)
+    if experiment is not None:
+        narrow = _with_methods(_values_of("--method", arguments) or experiment.method)
+        described = kind.__doc__
+        kind = dataclasses.make_dataclass(
+            kind.__name__,
+            [("experiment", Annotated[narrow, tyro.conf.arg(name="")])],
+            bases=(kind,),
+            frozen=True,
+            namespace={"__doc__": described},
+        )
+        defaults["experiment"] = narrow(**vars(experiment))
     missing = {
         f.name: tyro.MISSING
         for f in dataclasses.fields(kind)
         if f.default is dataclasses.MISSING and f.name not in defaults
     }
-    return tyro.cli(
+    given = tyro.cli(
         kind,
         prog=f"peft-jax {name}",
         description=kind.__doc__,
@@ -178,6 +192,32 @@ def _parse(kind: type, name: str, arguments: Sequence[str], **defaults: Any):
         default=kind(**missing, **defaults),
         config=FLAT,
     )
+    if experiment is None:
+        return given
+    return dataclasses.replace(given, experiment=Experiment(**vars(given.experiment)))
+
+
+def _values_of(flag: str, arguments: Sequence[str]) -> tuple[str, ...]:
+    """The values behind a flag that takes several."""
+    if flag not in arguments:
+        value = _value_of(flag, arguments)
+        return () if value is None else (value,)
+    behind = arguments[arguments.index(flag) + 1 :]
+    return tuple(itertools.takewhile(lambda argument: not argument.startswith("-"), behind))
+
+
+def _with_methods(methods: Sequence[str]) -> type:
+    """An experiment with flags for the fields of these methods alone: all would be hundreds."""
+    hidden: Any = tyro.conf.SuppressFixed
+    fixed: Any = tyro.conf.Fixed
+    fields: list[tuple[str, Any, Any]] = [
+        (name, hidden[fixed[made]], dataclasses.field(default=made()))
+        for name, made in CLASSES.items()
+        if name not in methods
+    ]
+    names: Any = Literal[tuple(CLASSES)]  # type: ignore[valid-type]
+    fields.append(("method", tuple[names, ...], Experiment.method))
+    return dataclasses.make_dataclass("Experiment", fields, bases=(Experiment,), frozen=True)
 
 
 def _saved_experiment(folder: Path) -> Experiment | None:

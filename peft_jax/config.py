@@ -17,60 +17,15 @@ from typing import Any, Literal
 
 from peft_jax import tree
 from peft_jax.errors import InputError
-from peft_jax.methods import Method, bitfit, compose, full, ia3, lora, prompt_tuning
-from peft_jax.methods.ia3 import TARGETS as IA3_TARGETS
+from peft_jax.method_config import CLASSES, MethodFields
+from peft_jax.methods import METHODS, Method, compose
 from peft_jax.optimizers import OptimizerConfig
 
-MethodName = Literal["ia3", "lora", "bitfit", "prompt_tuning", "full"]
-
-
-@dataclasses.dataclass(frozen=True)
-class IA3Config:
-    """Fields of ``pj.ia3``; read where the method includes ia3."""
-
-    targets: tuple[str, ...] = IA3_TARGETS
-    """Regular expressions on the ends of module paths."""
-    layers: tuple[int, ...] | None = None
-    """Indices of the layers to train; all by default."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Fields of ``pj.lora``; read where the method includes lora."""
-
-    rank: int = 8
-    alpha: float | None = None
-    """The update is scaled by alpha / rank; by default by 1."""
-    targets: tuple[str, ...] = ("attention/(query|value)",)
-    """Regular expressions on the ends of module paths."""
-    layers: tuple[int, ...] | None = None
-    """Indices of the layers to train; all by default."""
-    dropout: float = 0.0
-    rslora: bool = False
-    """Scale by alpha / sqrt(rank)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class BitFitConfig:
-    """Fields of ``pj.bitfit``; read where the method includes bitfit."""
-
-    targets: tuple[str, ...] | None = None
-    """Regular expressions on the ends of module paths; by default every bias, and one for every
-    projection without."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptTuningConfig:
-    """Fields of ``pj.prompt_tuning``; read where the method includes prompt_tuning."""
-
-    length: int = 20
-    init: Literal["random", "vocabulary", "labels", "text", "file"] = "vocabulary"
-    where: Literal["input", "encoder", "decoder", "both"] = "input"
-    """The stack that reads the input, or one by name."""
-    labels: tuple[str, ...] = ()
-    text: str = ""
-    file: Path | None = None
-    vocabulary_range: tuple[int, int] = (0, 5000)
+# The names that presets have used since there were four methods.
+IA3Config: Any = CLASSES["ia3"]
+LoraConfig: Any = CLASSES["lora"]
+BitFitConfig: Any = CLASSES["bitfit"]
+PromptTuningConfig: Any = CLASSES["prompt_tuning"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,26 +113,26 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """One run: a method trained on one task, and its evaluation."""
+class Experiment(MethodFields):
+    """One run: a method trained on one task, and its evaluation.
+
+    Beside the fields below it has one for every method, named like it: the arguments of its
+    factory, read where ``method`` includes it (:mod:`peft_jax.method_config`).
+    """
 
     task: str = "embedded_complaint"
     """Name of the task: embedded_*, a dataset (rte, cb, copa, wic, wsc, boolq, sst2), or a folder
     of your own inside data.directory."""
     backbone: str = "tiny"
     """"tiny" (embedded), or the path of a Hugging Face checkpoint folder."""
-    method: tuple[MethodName, ...] = ("ia3",)
-    """One method, or several that are composed."""
+    method: tuple[str, ...] = ("ia3",)
+    """One method, or several that are composed; `peft-jax methods` lists them."""
     answer: Literal["auto", "choices", "head", "verbalizer"] = "auto"
     """How the model answers: by the choice that it would most likely write; by a classification
     head, trained in the adapter; by one token at the mask of a masked-LM. auto: choices, or a head
     where the model is an encoder."""
     seed: int = 42
     """Of the few-shot draw, the order of batches and templates, initialisation and dropout."""
-    ia3: IA3Config = dataclasses.field(default_factory=IA3Config)
-    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-    bitfit: BitFitConfig = dataclasses.field(default_factory=BitFitConfig)
-    prompt_tuning: PromptTuningConfig = dataclasses.field(default_factory=PromptTuningConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
@@ -187,20 +142,17 @@ class Experiment:
 
 
 def make_method(config: Experiment) -> Method:
-    """The method that an experiment describes."""
-    factories = {
-        "ia3": lambda: ia3(**vars(config.ia3)),
-        "lora": lambda: lora(**vars(config.lora)),
-        "bitfit": lambda: bitfit(**vars(config.bitfit)),
-        "prompt_tuning": lambda: prompt_tuning(**vars(config.prompt_tuning)),
-        "full": full,
-    }
+    """The method that an experiment describes.
+
+    Raises:
+      InputError: there is no method of a name, or an argument cannot be meant.
+    """
     if not config.method:
-        raise InputError("method is empty; give at least one of " + ", ".join(factories))
-    unknown = [name for name in config.method if name not in factories]
-    if unknown:
-        raise InputError(f"method {unknown[0]!r} is unknown; one of {', '.join(factories)}")
-    return compose(*(factories[name]() for name in config.method))
+        raise InputError("method is empty; give at least one of " + ", ".join(CLASSES))
+    for name in config.method:
+        if name not in CLASSES:
+            raise InputError(f"method {name!r} is unknown; {tree.nearest(name, CLASSES)}")
+    return compose(*(METHODS[name](**vars(getattr(config, name))) for name in config.method))
 
 
 def check(config: Experiment) -> None:
@@ -280,16 +232,29 @@ def load_preset(name: str, kind: type = Experiment) -> Any:
 # Files
 # --------------------------------------------------------------------------------------------
 def to_json(config: Any) -> str:
-    """Every field as it was used."""
-    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+    """Every field as it was used; of methods those that the run has."""
+    fields = dataclasses.asdict(config)
+    if isinstance(config, Experiment):
+        chosen = {name: fields.pop(name) for name in CLASSES}
+        fields |= {name: chosen[name] for name in config.method if name in chosen}
+    return json.dumps(fields, indent=2, default=str) + "\n"
 
 
 def from_json(path: Path) -> Experiment:
     """The experiment that a run's ``config.json`` holds."""
     try:
-        return _from_dict(Experiment, json.loads(path.read_text()))
+        return from_dict(json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError) as error:
         raise InputError(f"{path} is not a run's configuration: {error}") from None
+
+
+def from_dict(fields: dict[str, Any]) -> Experiment:
+    """The inverse of :func:`to_json`; a field that is not there has its default.
+
+    Raises:
+      TypeError: there is no such field.
+    """
+    return _from_dict(Experiment, fields)
 
 
 def _from_dict(kind: type, fields: dict[str, Any]) -> Any:
@@ -311,8 +276,15 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def first_difference(config: Any, saved: dict[str, Any]) -> str | None:
-    """The first field whose value is not the saved one, in words; None if all are equal."""
+def first_difference(config: Experiment, saved: dict[str, Any]) -> str | None:
+    """The first field whose value is not the saved one, in words; None if all are equal.
+
+    What an older release saved may lack fields, and is completed with their defaults.
+    """
+    try:
+        saved = json.loads(to_json(from_dict(saved)))
+    except TypeError as error:
+        return f"the run was started with fields that are unknown here: {error}"
     now = tree.flatten(json.loads(to_json(config)))
     then = tree.flatten(saved)
     for field in {**now, **then}:

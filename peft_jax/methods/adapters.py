@@ -366,7 +366,7 @@ def branches(config: Config, targets: str | Sequence[str]) -> dict[str, int]:
     >>> branches(config, "attention")  # doctest: +SKIP
     {'encoder/layers/attention': 24, 'decoder/layers/self_attention': 24, ...}
     """
-    found = {}
+    found: dict[str, int] = {}
     for stack, spec in transformer.specification(config).items():
         if stack in ("encoder", "decoder"):
             found |= {
