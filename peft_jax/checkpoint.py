@@ -52,9 +52,7 @@ class Checkpoints:
           InputError: there is none, or it does not fit.
         """
         args = self._ocp.args
-        step = self.latest()
-        if step is None:
-            raise InputError(f"no checkpoint to resume from in {self._manager.directory}")
+        step = self._newest()
         wanted = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, _as_tree(state))
         try:
             found = self._manager.restore(
@@ -68,6 +66,20 @@ class Checkpoints:
                 f"checkpoint {step} in {self._manager.directory} does not fit this run: {error}"
             ) from None
         return _from_tree(found["state"]), dict(found["progress"])
+
+    def progress(self) -> dict[str, Any]:
+        """The newest checkpoint's JSON values alone. Raises InputError if there is none."""
+        args = self._ocp.args
+        found = self._manager.restore(
+            self._newest(), args=args.Composite(progress=args.JsonRestore())
+        )
+        return dict(found["progress"])
+
+    def _newest(self) -> int:
+        step = self.latest()
+        if step is None:
+            raise InputError(f"no checkpoint to resume from in {self._manager.directory}")
+        return step
 
     def close(self) -> None:
         """Waits until everything is written."""

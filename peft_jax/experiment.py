@@ -41,7 +41,17 @@ from peft_jax.config import DataConfig, Experiment, check, first_difference, mak
 from peft_jax.errors import InputError
 from peft_jax.evaluation import Evaluation, Scorer, evaluate, make_scorer
 from peft_jax.examples import ChoiceExamples, FewShotSampler, vocabulary_identity
-from peft_jax.methods import Method, classification_head, compose, count
+from peft_jax.fisher import fisher_information
+from peft_jax.methods import (
+    Method,
+    classification_head,
+    compose,
+    count,
+    from_spec,
+    with_information,
+)
+from peft_jax.methods.fish_mask import information_targets, others, wants_information
+from peft_jax.objectives import Objective
 from peft_jax.optimizers import make_optimizer
 from peft_jax.progress import TrainingProgress, step_bar
 from peft_jax.train import Step, TrainState, init_state, make_train_step
@@ -176,6 +186,7 @@ class Training:
     config: Experiment
     backbone: Backbone
     method: Method
+    objective: Objective
     optimizer: optax.GradientTransformation
     mesh: jax.sharding.Mesh
     frozen: tree.Params
@@ -186,7 +197,38 @@ class Training:
     def restart(self, seed: int, examples: ChoiceExamples) -> None:
         """Back to the state before the first step, with another seed or other examples."""
         self.sampler = FewShotSampler(examples, self.config.training.batch_size, seed)
+        self.method = _informed(self, seed, examples)
         self.state = _first_state(self, seed)
+
+    def expect(self, method: Method) -> None:
+        """A state of this method's shapes, in which a checkpoint is to be restored."""
+        self.method = method
+        shapes = jax.eval_shape(method.init, self.state.key, self.backbone)
+        stored = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+        state = init_state(stored, self.optimizer, self.state.key)
+        self.state = sharding.replicate(self.mesh, state)
+
+
+def _informed(run: Training, seed: int, examples: ChoiceExamples) -> Method:
+    """The method with what it chooses by looking at the examples: the entries of a FISH mask.
+
+    As in T-Few, every example counts once, under one template drawn at random.
+    """
+    if not wants_information(run.method):
+        return run.method
+    one_each = FewShotSampler(examples, 1, seed)
+    batches = (one_each.batch(i) for i in range(examples.num_examples))
+    rest = others(run.method)
+    with step_bar(Console(), "information", examples.num_examples) as advance:
+        information = fisher_information(
+            run.backbone,
+            run.objective,
+            ({name: x for name, x in batch.items() if name != "row"} for batch in batches),
+            targets=information_targets(run.method),
+            beside=rest and rest.bind(rest.init(jax.random.key(seed), run.backbone)),
+            advance=advance,
+        )
+    return with_information(run.method, information)
 
 
 def _first_state(run: Training, seed: int) -> TrainState:
@@ -218,7 +260,7 @@ def set_up(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> 
         accumulate=training.accumulate,
     )
     frozen = sharding.replicate(mesh, backbone.params)
-    made = Training(config, backbone, method, optimizer, mesh, frozen, step)
+    made = Training(config, backbone, method, objective, optimizer, mesh, frozen, step)
     made.restart(config.seed, examples)
     return made
 
@@ -367,6 +409,9 @@ class _Run:
 
     # ------------------------------------------------------------------ checkpoints and signals
     def _restore(self) -> None:
+        if wants_information(self.training.method):
+            # The mask lies in the checkpoint; one measured again might differ by rounding.
+            self.training.expect(from_spec(self.checkpoints.progress()["method"]))
         self.training.state, progress = self.checkpoints.restore(self.training.state)
         self.training.sampler.restore(progress["data"])
         self.seconds = progress["seconds"]
@@ -378,6 +423,7 @@ class _Run:
             "data": self.training.sampler.state,
             "seconds": self.seconds,
             "zero_shot": self.zero_shot,
+            "method": self.training.method.spec,
         }
         self.checkpoints.save(self.training.state, progress)
 

@@ -100,19 +100,31 @@ def with_information(method: Method, information: Params) -> Method:
 
 def wants_information(method: Method) -> bool:
     """Whether the method, or a part of it, chooses its entries by the Fisher information."""
-    spec = method.spec
-    parts = spec["methods"] if spec["name"] == "compose" else [spec]
-    return any(part["name"] == "fish_mask" and part["choice"] == "fisher" for part in parts)
+    return any(_chooses(part) for part in _parts(method))
 
 
 def information_targets(method: Method) -> list[str] | None:
     """The parameters whose information a method wants; None means all of them."""
+    wanted = [part["targets"] for part in _parts(method) if _chooses(part)]
+    return None if None in wanted else [target for targets in wanted for target in targets]
+
+
+def others(method: Method) -> Method | None:
+    """What a method consists of beside its masks, such as a new classification head."""
+    from peft_jax.methods import from_spec
+
+    rest = [from_spec(part) for part in _parts(method) if not _chooses(part)]
+    return compose(*rest) if rest else None
+
+
+def _parts(method: Method) -> list[dict[str, Any]]:
+    """The specs of a composition, or of a method by itself."""
     spec = method.spec
-    parts = spec["methods"] if spec["name"] == "compose" else [spec]
-    wanted = [p for p in parts if p["name"] == "fish_mask" and p["choice"] == "fisher"]
-    if any(part["targets"] is None for part in wanted):
-        return None
-    return [target for part in wanted for target in part["targets"]]
+    return spec["methods"] if spec["name"] == "compose" else [spec]
+
+
+def _chooses(spec: dict[str, Any]) -> bool:
+    return spec["name"] == "fish_mask" and spec["choice"] == "fisher"
 
 
 def _make(

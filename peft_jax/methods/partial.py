@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from peft_jax import tree
 from peft_jax.backbones.base import Backbone
+from peft_jax.errors import InputError
 from peft_jax.methods.base import Method, at_layers, check_depth, chosen_layers, make_method
 from peft_jax.tree import Params
 
@@ -29,9 +30,12 @@ def partial(targets: str | Sequence[str], layers: Sequence[int] | None = None) -
       layers: indices of the layers to train, of every stack in which a target lies; None means all.
 
     Raises:
-      InputError: by ``init``, where a target matches no parameter, or layers do not fit.
+      InputError: there is no target; by ``init``, where a target matches no parameter, or layers
+        do not fit.
     """
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    if not targets:
+        raise InputError("partial needs targets, such as 'norm/scale': nothing would be trained")
     chosen = chosen_layers(layers)
 
     def init(key: jax.Array, backbone: Backbone) -> Params:
