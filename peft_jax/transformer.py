@@ -838,7 +838,7 @@ def _prefix_bias(
         params[stack]["relative_bias"]["embedding"],
         positions[0],
         jnp.arange(-places.shape[-1], 0),
-        bidirectional=False,
+        bidirectional=stack == "encoder",
         max_distance=config.relative_max_distance,
     )
     return bias * places.reshape(-1, 1, 1, places.shape[-1])
@@ -944,13 +944,15 @@ class Encoded(NamedTuple):
     """The encoder's result: hidden [B, S, D]; mask [B, S] bool; segments [B, S] int32 or None.
 
     S counts the rows of prompts too; ``places`` [B, S'] says where the tokens that were given are,
-    where they are not the last S' places.
+    where they are not the last S' places. ``kept`` are the keys and values of its self-attention,
+    [L, B, H_kv, S, K] each, if they were asked for.
     """
 
     hidden: jax.Array
     mask: jax.Array
     segments: jax.Array | None = None
     places: jax.Array | None = None
+    kept: tuple[jax.Array, jax.Array] | None = None
 
     def of_tokens(self, length: int) -> jax.Array:
         """Hidden states [B, S', D] of the S' tokens that were given."""
@@ -959,13 +961,21 @@ class Encoded(NamedTuple):
         return _take(self.hidden, self.places)
 
 
-def encode(config: Config, params: Params, batch: Batch, key: jax.Array | None = None) -> Encoded:
+def encode(
+    config: Config,
+    params: Params,
+    batch: Batch,
+    key: jax.Array | None = None,
+    *,
+    keep: bool = False,
+) -> Encoded:
     """Runs the encoder over ``encoder_input_tokens``.
 
     Args:
       params: the backbone's tree, with or without a method's leaves.
       batch: see the module's docstring.
       key: for dropout; None means evaluation.
+      keep: whether keys and values of all layers are returned too.
     """
     tokens = batch["encoder_input_tokens"]
     mask = batch.get("encoder_mask")
@@ -997,21 +1007,24 @@ def encode(config: Config, params: Params, batch: Batch, key: jax.Array | None =
     def layer(x, xs):
         p, k = xs
         x = _overwrite_prompt(p, x)
+        own = None
 
         def attention(y):
+            nonlocal own
             own = _keys_values(config, p["attention"], y, view.rotation, layers.site_key(k, 0))
-            parts = [layers.Keys(own[0], own[1], view.bias), *_prefix(config, p["attention"], y)]
+            parts = [layers.Keys(own[0], own[1], view.bias)]
+            parts += _prefix(config, p["attention"], y, view.prefix_bias)
             return _attention(
                 config, p["attention"], y, parts, view.rotation, layers.site_key(k, 1)
             )
 
         x = _residual(config, p, "attention", x, attention)
-        return _feed_forward(config, p, x, layers.site_key(k, 2)), None
+        return _feed_forward(config, p, x, layers.site_key(k, 2)), own if keep else None
 
     x = layers.dropout(layers.site_key(key, 0), x, config.dropout)
     keys = _layer_keys(layers.site_key(key, 1), config.encoder_layers)
-    x, _ = _scan(config, layer, x, (params["encoder"]["layers"], keys))
-    return Encoded(_finish(config, params["encoder"], x, key), mask, segments, places)
+    x, kept = _scan(config, layer, x, (params["encoder"]["layers"], keys))
+    return Encoded(_finish(config, params["encoder"], x, key), mask, segments, places, kept)
 
 
 def _refuse_packing(config: Config) -> None:
@@ -1228,7 +1241,9 @@ def decode(
 
 def _own_places(params: Params, tokens: jax.Array) -> jax.Array:
     """[N or 1, P + T] bool: which places of a decoder's soft prompt and its tokens are seen."""
-    rows = 1 if params["decoder"].get("prompt_mask") is None else len(tokens)
+    own = params["decoder"]
+    of_tasks = "prompt_mask" in own or "prefix_mask" in own["layers"]["self_attention"]
+    rows = len(tokens) if of_tasks else 1
     return _with_prompt(params, "decoder", jnp.ones((rows, tokens.shape[1]), bool))
 
 
@@ -1302,7 +1317,7 @@ def decode_text(
 
 
 def _ends_of_inputs(both_ways: jax.Array | None) -> jax.Array | None:
-    """[B] index of the last token that all others see: the end of a prefix language model's input."""
+    """[B] index of the last token that all others see: where the input of a prefix LM ends."""
     if both_ways is None:
         return None
     return both_ways.shape[1] - 1 - jnp.argmax(both_ways[:, ::-1].astype(bool), axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import jax
@@ -277,7 +278,7 @@ def text_prefix(backbone: Backbone, lengths: dict[str, int], texts: dict[str, st
             raise InputError(f"init 'text' needs the argument {name}=... for the {stack}'s prefix")
     ids = dict(zip(read, token_ids(list(read.values()), backbone), strict=True))
     ids = {stack: np.resize(given, rows[stack] or len(given))[None] for stack, given in ids.items()}
-    computed = _activations(backbone, ids)
+    computed = _activations(config, backbone.params, ids)
     found: Params = {}
     for name in lengths:
         pair = (_join_heads(x) for x in computed[name])
@@ -287,19 +288,30 @@ def text_prefix(backbone: Backbone, lengths: dict[str, int], texts: dict[str, st
     return found
 
 
-def _activations(backbone: Backbone, ids: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Of each attention, keys and values [L, 1, H_kv, S, K] of the texts' tokens."""
-    config, params = backbone.config, backbone.params
+@functools.partial(jax.jit, static_argnames="config")
+def _activations(config: Config, params: Params, ids: dict[str, Any]) -> dict[str, Any]:
+    """Of each attention, keys and values [L, 1, H_kv, S, K] of the texts' tokens [1, S]."""
     if config.kind == "decoder":
-        batch = {"encoder_input_tokens": ids["decoder"]}
-        prompt = transformer.context(config, params, _all_seen(batch)).prompt
+        # Who reads a prompt leaves its last token to who goes on from it: one more is read.
+        batch = _all_seen(jnp.pad(ids["decoder"], ((0, 0), (0, 1))))
+        prompt = transformer.context(config, params, batch).prompt
         assert prompt is not None
-        return {"decoder": (prompt.key, prompt.value)}
-    raise NotImplementedError
+        return {"decoder": (prompt.key[..., :-1, :], prompt.value[..., :-1, :])}
+    batch = _all_seen(ids["encoder"])
+    encoded = transformer.encode(config, params, batch, keep=True)
+    if config.kind == "encoder":
+        return {"encoder": encoded.kept}
+    context = transformer.context(config, params, batch)
+    found = {"encoder": encoded.kept, "cross": context.cross}
+    if "decoder" in ids:
+        cache = transformer.init_cache(config, 1, ids["decoder"].shape[1])
+        _, cache = transformer.decode_step(config, params, context, ids["decoder"], 0, cache)
+        found["decoder"] = (cache.key, cache.value)
+    return found
 
 
-def _all_seen(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return batch | {"encoder_mask": np.ones(batch["encoder_input_tokens"].shape, bool)}
+def _all_seen(tokens: jax.Array) -> transformer.Batch:
+    return {"encoder_input_tokens": tokens, "encoder_mask": jnp.ones(tokens.shape, bool)}
 
 
 def _join_heads(x: jax.Array) -> jax.Array:
