@@ -3,14 +3,11 @@
 import dataclasses
 
 from peft_jax.config import Experiment
-from peft_jax.configs import tfew
+from peft_jax.configs import tfew_full
 
 
 def config() -> Experiment:
-    base = tfew.config()
+    base = tfew_full.config()
     return dataclasses.replace(
-        base,
-        method=("full",),
-        optimizer=dataclasses.replace(base.optimizer, learning_rate=3e-4),
-        training=dataclasses.replace(base.training, steps=300, checkpoint_every=100),
+        base, training=dataclasses.replace(base.training, checkpoint_every=100)
     )

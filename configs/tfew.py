@@ -5,6 +5,9 @@ Adafactor with parameter scaling, 60 warm-up steps from zero, linear decay to ze
 global norm clipped at 1, dropout on.
 """
 
+import dataclasses
+from typing import Any
+
 from peft_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -12,7 +15,11 @@ from peft_jax.config import (
     LossConfig,
     TrainingConfig,
 )
+from peft_jax.method_config import arguments
 from peft_jax.optimizers import OptimizerConfig
+
+# What r-three/t-few's configurations call "q|k|v|o|w.*".
+EVERY_PROJECTION = ("attention/(query|key|value|out)", "mlp/w.*")
 
 
 def config() -> Experiment:
@@ -31,4 +38,24 @@ def config() -> Experiment:
         ),
         training=TrainingConfig(steps=1000, batch_size=8),
         evaluation=EvaluationConfig(length_normalization=1.0),
+    )
+
+
+def baseline(
+    *methods: str,
+    steps: int,
+    learning_rate: float,
+    scale_parameter: bool = True,
+    **given: dict[str, Any],
+) -> Experiment:
+    """T-Few with another method: its steps, its learning rate, and the arguments of its parts."""
+    base = config()
+    return dataclasses.replace(
+        base,
+        method=methods,
+        optimizer=dataclasses.replace(
+            base.optimizer, learning_rate=learning_rate, scale_parameter=scale_parameter
+        ),
+        training=dataclasses.replace(base.training, steps=steps),
+        **{name: arguments(name, **fields) for name, fields in given.items()},
     )
