@@ -244,6 +244,79 @@ def test_multipliers_scale_single_leaves():
         np.testing.assert_allclose(updates[path], factor * expected[path], rtol=1e-6)
 
 
+LORA_PLUS = OptimizerConfig(
+    name="adamw", learning_rate=1e-2, schedule="constant", weight_decay=0.1, clip_norm=None
+)
+
+
+def lora_leaves(rng, *steps):
+    module = "encoder/layers/attention/query"
+    shapes = {"lora_a": (2, 6, 3), "lora_b": (2, 3, 5)}
+    return tree.unflatten(
+        {f"{module}/{k}": rng.standard_normal((*steps, *s)).astype("f4") for k, s in shapes.items()}
+    )
+
+
+def test_lora_plus_is_a_learning_rate_of_its_own_for_b():
+    rng = np.random.default_rng(0)
+    params, gradients = lora_leaves(rng), lora_leaves(rng, STEPS)
+    plus = dataclasses.replace(LORA_PLUS, lora_plus_ratio=16.0)
+    alone = {
+        "lora_a": LORA_PLUS,
+        "lora_b": dataclasses.replace(LORA_PLUS, learning_rate=16 * LORA_PLUS.learning_rate),
+    }
+    ours = follow(make_optimizer(plus), params, gradients)
+    for kind, config in alone.items():
+        wanted = follow(make_optimizer(config), params, gradients)
+        wanted = {path: x for path, x in wanted.items() if path.endswith(kind)}
+        assert_close({path: ours[path] for path in wanted}, wanted)
+    several = dataclasses.replace(plus, multipliers=(("lora_b", 0.25),))
+    quarter = dataclasses.replace(LORA_PLUS, lora_plus_ratio=4.0)
+    both = (follow(make_optimizer(c), params, gradients) for c in (several, quarter))
+    assert_close(*both)
+
+
+@pytest.mark.oracle
+def test_lora_plus_agrees_with_peft():
+    torch, peft = (pytest.importorskip(name) for name in ("torch", "peft"))
+    from peft.optimizers import create_loraplus_optimizer
+
+    rng = np.random.default_rng(0)
+    params, gradients = lora_leaves(rng), lora_leaves(rng, STEPS)
+    # One linear layer for each layer of our stack.
+    model = torch.nn.ModuleDict({f"q{i}": torch.nn.Linear(6, 5) for i in range(2)})
+    model = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=["q0", "q1"]))
+    optimizer = create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.1
+    )
+    weights = {
+        (kind, i): getattr(model.base_model.model[f"q{i}"], name)["default"].weight
+        for kind, name in (("lora_a", "lora_A"), ("lora_b", "lora_B"))
+        for i in range(2)
+    }
+    at = "encoder/layers/attention/query"
+    for (kind, i), weight in weights.items():
+        weight.data = torch.tensor(tree.get(params, f"{at}/{kind}")[i].T.copy())
+    for step in range(STEPS):
+        for (kind, i), weight in weights.items():
+            weight.grad = torch.tensor(tree.get(gradients, f"{at}/{kind}")[step, i].T.copy())
+        optimizer.step()
+    ours = follow(
+        make_optimizer(dataclasses.replace(LORA_PLUS, lora_plus_ratio=16.0)), params, gradients
+    )
+    for (kind, i), weight in weights.items():
+        wanted = weight.detach().numpy().T
+        np.testing.assert_allclose(ours[f"{at}/{kind}"][-1, i], wanted, atol=2e-5)
+
+
+def test_lora_plus_without_lora_is_refused():
+    optimizer = make_optimizer(dataclasses.replace(LORA_PLUS, lora_plus_ratio=16.0))
+    with pytest.raises(InputError, match=r"in lora_plus_ratio 'lora_b' matches nothing.*ia3"):
+        optimizer.init(tree.unflatten({"encoder/layers/mlp/ia3": jnp.ones(2)}))
+    with pytest.raises(InputError, match="lora_plus_ratio is 0; it must be positive"):
+        OptimizerConfig(lora_plus_ratio=0)
+
+
 def test_a_multiplier_that_matches_nothing():
     optimizer = make_optimizer(OptimizerConfig(total_steps=9, multipliers=(("lora_c", 2.0),)))
     params = tree.unflatten({"encoder/layers/query/lora_a": jnp.ones(2)})
