@@ -105,7 +105,8 @@ def lora(
         flat, bound = tree.flatten(stored), {}
         for module, b in leaves_named("lora_b", flat):
             size = b.shape[-2]
-            a, a0 = (flat.get(f"{module}/{name}") for name in ("lora_a", "fixed/lora_a"))
+            a: Any = flat.get(f"{module}/lora_a")
+            a0: Any = flat.get(f"{module}/fixed/lora_a")
             b0 = flat.get(f"{module}/fixed/lora_b")
             if a is None:
                 a, b = a0, b if b0 is None else b - b0
