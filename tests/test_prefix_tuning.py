@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import peft_jax as pj
@@ -133,9 +134,6 @@ def test_golden_files_are_what_the_installed_peft_computes():
             oracle.assert_close(fresh, golden[name], 1e-6, f"{case} {name}")
 
 
-# --------------------------------------------------------------------------------------------
-# A text's own keys and values
-# --------------------------------------------------------------------------------------------
 class Worded:
     """Stands for a tokenizer: words are numbers."""
 
@@ -143,6 +141,55 @@ class Worded:
         return [int(word) for word in text.split()]
 
 
+# --------------------------------------------------------------------------------------------
+# T-Few's code
+# --------------------------------------------------------------------------------------------
+MODULES = {"encoder": ENCODER, "decoder": SELF, "cross": CROSS}
+
+
+def mlps_from_tfew(arrays, kind):
+    """The stored tree that its tensors under ``kind`` are."""
+    stored = {}
+    for group, module in MODULES.items():
+
+        def tensor(name, group=group):
+            return arrays[f"{kind}/{group}/prefix_{name}"]
+
+        kernels, biases = (
+            np.split(tensor(f"mlp.2.{name}"), 2, axis=1) for name in ("weight", "bias")
+        )
+        stored[f"{module}/prefix_mlp"] = {
+            "embedding": tensor("emb.weight"),
+            "hidden": {"kernel": tensor("mlp.0.weight").T, "bias": tensor("mlp.0.bias")},
+            "key": {"kernel": kernels[0].swapaxes(1, 2), "bias": biases[0]},
+            "value": {"kernel": kernels[1].swapaxes(1, 2), "bias": biases[1]},
+        }
+    return tree.unflatten(stored)
+
+
+def test_prefixes_of_a_text_and_their_fit_equal_tfew(monkeypatch, tmp_path):
+    arrays = dict(np.load(oracle.GOLDEN / "tfew_prefix.npz"))
+    backbone, batch = oracle.t5("v1_1")
+    monkeypatch.setattr("peft_jax.tokenizer.load_tokenizer", lambda path: Worded())
+    worded = pj.Backbone(backbone.params, backbone.config, "worded", tmp_path)
+    lengths = {"encoder": 2, "decoder": 3, "cross": 2}
+    target = text_prefix(worded, lengths, {"encoder": "7 3", "decoder": "9 4 5"})
+    for group, module in MODULES.items():
+        for leaf in ("key", "value"):
+            made = tree.get(target, f"{module}/prefix_{leaf}")
+            oracle.assert_close(made, arrays[f"target/{group}/{leaf}"])
+    method = prefix_tuning(2, decoder_length=3, reparameterization="mlp", hidden=6, places=True)
+    start, fitted = (mlps_from_tfew(arrays, kind) for kind in ("start", "fitted"))
+    made, losses = fit_prefix(method, start, target, 20, optax.sgd(0.02))
+    oracle.assert_close(losses, arrays["losses"], 1e-5)
+    jax.tree.map(lambda a, b: oracle.assert_close(a, b, 1e-5), made, fitted)
+    params = pj.merge(backbone.params, method.bind(fitted))
+    oracle.assert_close(compiled_logits(backbone.config)(params, batch, None), arrays["logits"])
+
+
+# --------------------------------------------------------------------------------------------
+# A text's own keys and values
+# --------------------------------------------------------------------------------------------
 @pytest.fixture
 def worded(monkeypatch, tmp_path):
     """Backbones of families, with a vocabulary in which words are numbers."""
