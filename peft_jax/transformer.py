@@ -587,7 +587,8 @@ def _positions(config: Config, params: Params, stack: str, mask: jax.Array) -> j
         return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0) + shift
     places = jnp.arange(mask.shape[1])[None]
     own = params[stack].get("prompt_mask")
-    if own is None:
+    # Relative positions are distances, the same for every input: nothing is taken off.
+    if own is None or config.positions == "relative":
         return places + shift
     filled = jnp.sum(~own, axis=1, keepdims=True)
     return jnp.maximum(places - jnp.repeat(filled, len(mask) // len(own), axis=0), 0) + shift
@@ -1395,7 +1396,8 @@ def decode_step(
     own = params["decoder"].get("prompt_mask")
     if own is not None and context.prompt is None:
         own = jnp.repeat(own, len(tokens) // len(own), axis=0)
-        behind = behind - jnp.sum(~own, axis=1, keepdims=True)
+        if config.positions != "relative":  # distances are the same for every input
+            behind = behind - jnp.sum(~own, axis=1, keepdims=True)
         seen = jnp.pad(own, ((0, 0), (0, length - own.shape[1])), constant_values=True)
         visible = visible & seen[:, None, None, :]
     positions = jnp.maximum(behind + places, 0)
