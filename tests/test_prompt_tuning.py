@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import peft_jax as pj
-from peft_jax import tree
+from peft_jax import transformer, tree
 from peft_jax.errors import InputError
+from peft_jax.methods.texts import read_embedding
 from peft_jax.tokenizer import load_tokenizer
 from tests import oracle
-from tests.random_adapters import backbone_of
+from tests.random_adapters import backbone_of, compiled_logits
 from tests.small_task import write_vocabulary
 from tests.test_transformer import CONFIG
 
@@ -165,3 +166,127 @@ def test_prompts_of_words_need_a_vocabulary_and_words(worded):
 def test_an_empty_vocabulary_range_is_refused(span):
     with pytest.raises(InputError, match=r"vocabulary_range .* is empty in a vocabulary of 57"):
         pj.prompt_tuning(2, vocabulary_range=span).init(jax.random.key(0), backbone_of())
+
+
+# --------------------------------------------------------------------------------------------
+# Where rows stand
+# --------------------------------------------------------------------------------------------
+WORDS = (41, 43, 47)
+
+
+def read_as_words(family, placement):
+    """A backbone, and bound leaves whose rows are the embeddings of WORDS."""
+    backbone = backbone_of(family)
+    method = pj.prompt_tuning(len(WORDS), placement=placement, vocabulary_range=(0, 50))
+    rows = read_embedding(backbone)[jnp.asarray(WORDS)]
+    stack = backbone.config.input_stack
+    name = "prompt" if placement == "front" else "soft_tokens"
+    return backbone, pj.merge(backbone.params, method.bind({stack: {name: rows}}))
+
+
+def with_words(tokens, placement, pad):
+    """The tokens with WORDS among them, and the places where the tokens are now."""
+    rows, places = [], []
+    width = tokens.shape[1] + len(WORDS)
+    for given in tokens:
+        real = np.flatnonzero(given != pad)
+        at = {"front": 0, "after_first": real[0] + 1, "suffix": real[-1] + 1}[placement]
+        rows.append([*given[:at], *WORDS, *given[at:]])
+        places.append([i for i in range(width) if not at <= i < at + len(WORDS)])
+    return np.asarray(rows, np.int32), np.asarray(places)
+
+
+PLACED = [
+    (family, placement)
+    for family in ("v1_1", "bert", "bart", "roberta")
+    for placement in ("front", "after_first", "suffix")
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "placement"),
+    [p if p[0] in ("v1_1", "bert") else pytest.param(*p, marks=pytest.mark.slow) for p in PLACED],
+)
+def test_rows_that_are_embeddings_read_as_words_at_their_place(family, placement):
+    backbone, params = read_as_words(family, placement)
+    pad = backbone.config.pad_id
+    tokens = np.asarray([[5, 9, 2, 8, 6], [7, 3, 4, pad, pad], [2, pad, pad, pad, pad]], np.int32)
+    words, places = with_words(tokens, placement, pad)
+    batch = {"decoder_input_tokens": np.asarray([[2, 5], [2, 6], [2, 7]], np.int32)}
+    run = compiled_logits(backbone.config)
+    placed = run(params, batch | {"encoder_input_tokens": tokens}, None)
+    plain = run(backbone.params, batch | {"encoder_input_tokens": words}, None)
+    if backbone.config.kind == "encoder":
+        plain = np.take_along_axis(np.asarray(plain), places[..., None], axis=1)
+        real = tokens != pad
+        placed, plain = np.asarray(placed)[real], plain[real]
+    oracle.assert_close(placed, plain, 1e-5)
+
+
+@pytest.mark.parametrize("placement", ["front", "after_first", "suffix"])
+def test_rows_stand_between_a_decoders_input_and_its_answers(placement):
+    backbone, params = read_as_words("gpt2", placement)
+    tokens = np.asarray([[5, 9, 2, 8], [7, 3, -1, -1]], np.int32)
+    batch = {
+        "choices": np.asarray([[[4, 56], [9, 56]], [[3, 56], [8, 56]]], np.int32),
+        "choice_mask": np.ones((2, 2), bool),
+    }
+    words, _ = with_words(tokens, placement, -1)
+    placed = pj.score_choices(backbone, params, batch | {"encoder_input_tokens": tokens})
+    plain = pj.score_choices(backbone, backbone.params, batch | {"encoder_input_tokens": words})
+    oracle.assert_close(placed, plain, 1e-5)
+
+
+def test_every_layer_reads_its_own_rows():
+    """Two layers, each run by itself with its rows in front, are the stack that has both."""
+    backbone = backbone_of("v1_1")
+    config, params = backbone.config, backbone.params
+    method = pj.prompt_tuning(3, "random", per_layer=True)
+    stored = method.init(jax.random.key(0), backbone)
+    deep = stored["encoder"]["layers"]["prompt"]
+    assert deep.shape == (config.encoder_layers, 3, config.d_model)
+    assert len({row.tobytes() for row in np.asarray(deep).reshape(-1, config.d_model)}) == 3 * len(
+        deep
+    )
+    batch = {"encoder_input_tokens": np.asarray([[5, 9, 2, 8]], np.int32)}
+    whole = transformer.encode(config, pj.merge(params, method.bind(stored)), batch)
+
+    one = dataclasses.replace(config, encoder_layers=1)
+    norm = params["encoder"]["final_norm"]
+    states = read_embedding(backbone)[batch["encoder_input_tokens"][0]]
+    for i, rows in enumerate(deep):
+        layer = jax.tree.map(lambda x, i=i: x[i : i + 1], params["encoder"]["layers"])
+        stack = {**params["encoder"], "layers": layer, "prompt": jnp.concatenate([rows, states])}
+        if i + 1 < len(deep):
+            del stack["final_norm"]
+        else:
+            stack["final_norm"] = norm
+        nothing = {"encoder_input_tokens": np.zeros((1, 0), np.int32)}
+        states = transformer.encode(one, {**params, "encoder": stack}, nothing).hidden[0, 3:]
+    oracle.assert_close(whole.hidden[0, 3:], states, 1e-5)
+
+
+def test_deep_prompts_are_counted_and_stand_in_front():
+    backbone = pj.abstract_backbone(pj.backbone_config("t5_lm_base"))
+    method = pj.prompt_tuning(20, per_layer=True)
+    assert pj.count(jax.eval_shape(method.init, jax.random.key(0), backbone)) == 12 * 20 * 768
+    with pytest.raises(InputError, match=r"rows of each layer stand in front, not at .* 'suffix'"):
+        pj.prompt_tuning(3, per_layer=True, placement="suffix")
+
+
+def test_places_that_a_stack_does_not_have_are_refused():
+    with pytest.raises(InputError, match="placement 'behind' is unknown; one of front, after_fir"):
+        pj.prompt_tuning(3, placement="behind")
+    method = pj.prompt_tuning(3, placement="after_first", where="both")
+    with pytest.raises(InputError, match="'after_first' is for the stack that reads the input"):
+        method.init(jax.random.key(0), backbone_of())
+    for family, where in (("gpt2", "encoder"), ("bert", "decoder")):
+        method = pj.prompt_tuning(3, where=where, per_layer=True)
+        with pytest.raises(InputError, match=rf"where '{where}': a {family} has no such stack"):
+            method.init(jax.random.key(0), backbone_of(family))
+
+
+def test_specs_from_before_placements_are_read():
+    old = pj.prompt_tuning(3).spec
+    del old["placement"], old["per_layer"]
+    assert pj.methods.from_spec(old).spec == pj.prompt_tuning(3).spec

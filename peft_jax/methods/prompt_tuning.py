@@ -110,7 +110,8 @@ def prompt_tuning(
 
     def init_tree(key: jax.Array, backbone: Backbone) -> Params:
         config = backbone.config
-        stacks = ("encoder", "decoder") if where == "both" else (stack_of(where, config),)
+        named = ("encoder", "decoder") if where == "both" else (where,)
+        stacks = [stack_of(name, config) for name in named]
         keys = jax.random.split(key, len(stacks))
         return {s: of_stack(k, backbone, s) for s, k in zip(stacks, keys, strict=True)}
 
@@ -140,8 +141,13 @@ def prompt_tuning(
 
 
 def stack_of(where: str, config: Config) -> str:
-    """The stack that "input", "encoder" or "decoder" means."""
-    return config.input_stack if where == "input" else where
+    """The stack that "input", "encoder" or "decoder" means; InputError if there is none."""
+    stack = config.input_stack if where == "input" else where
+    if not config.depth(f"{stack}/"):
+        raise InputError(
+            f"where {where!r}: a {config.family} has no such stack; it has the {config.input_stack}"
+        )
+    return stack
 
 
 def _from_file(path: Path, shape: tuple[int, int]) -> jax.Array:
