@@ -91,5 +91,5 @@ def _add(
         return objective.value(config, params, batch, key, counts)[0]
 
     gradients = jax.grad(loss)(chosen)
-    # Squared in float32: a small gradient's square is not zero there.
+    # Squared in float32, which holds the square of a bfloat16 number exactly.
     return jax.tree.map(lambda t, g: t + jnp.square(g.astype(jnp.float32)), total, gradients)
