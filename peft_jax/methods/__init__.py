@@ -128,6 +128,8 @@ def from_spec(spec: dict[str, Any]) -> Method:
     name = arguments.pop("name", None)
     if name == "compose":
         return compose(*(from_spec(part) for part in arguments["methods"]))
+    if name == "multitask":
+        return multitask({task["task"]: from_spec(task["method"]) for task in arguments["tasks"]})
     if name not in METHODS:
         raise InputError(f"no method is named {name!r}; {tree.nearest(str(name), METHODS)}")
     try:
