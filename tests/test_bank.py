@@ -142,12 +142,25 @@ def test_a_bank_needs_task_ids_and_adapters():
         pj.fold(params)
 
 
-@pytest.mark.parametrize("method", [pj.full(), pj.classification_head(2)], ids=["full", "head"])
-def test_what_a_batch_cannot_pick_by_input_is_refused(method):
+def test_relative_positions_are_shared_by_the_inputs_of_a_batch():
     backbone = backbone_of("t5_v1_1")
-    stored = method.init(jax.random.key(0), backbone)
-    with pytest.raises(InputError, match="cannot be in a bank"):
-        pj.bank([(method, stored)])
+    method = pj.partial("relative_bias/embedding")
+    with pytest.raises(InputError, match="cannot be in a bank: the inputs of a batch share"):
+        pj.bank([(method, method.init(jax.random.key(0), backbone))])
+
+
+@pytest.mark.parametrize("family", quickly(FAMILIES, ("bert",)))
+def test_heads_of_different_numbers_of_classes_stand_in_one_bank(family):
+    backbone, config = backbone_of(family), FAMILIES[family]
+    entries = [adapted(backbone, pj.classification_head(n), pj.ia3(), seed=n) for n in (2, 4)]
+    params = pj.merge(backbone.params, pj.bank(entries))
+    batch = {"encoder_input_tokens": tokens_of(config, 3)}
+    classify = jax.jit(lambda p, b: transformer.classify(config, p, b))
+    mixed = jax.nn.softmax(classify(params, batch | {"task_ids": np.array([0, 1, 0], np.int32)}))
+    for row, task in enumerate((0, 1, 0)):
+        alone = jax.nn.softmax(classify(merged_alone(backbone, entries, task), batch))[row]
+        oracle.assert_close(mixed[row, : len(alone)], alone, 1e-5)
+        assert (mixed[row, len(alone) :] == 0).all()
 
 
 def test_a_bank_runs_in_low_precision():

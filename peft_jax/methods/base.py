@@ -244,9 +244,11 @@ class OfTasks(Lazy):
     Attributes:
       leaves: one for each adapter: an array, :class:`AtLayers`, or None.
       neutral: the value that changes nothing where the backbone has no leaf of its own.
-      grown: the axis along which shorter leaves are filled with zeros (a rank, a prompt's rows), as
-        an index from behind, and 0 for none. A prompt is filled in front.
+      grown: the axis along which shorter leaves are filled up (a rank, a prompt's rows), as an index
+        from behind, and 0 for none.
       stacked: whether the place lies in a stack of layers.
+      in_front: whether they are filled in front; filling: with what.
+      least: the smallest size of that axis.
     """
 
     leaves: tuple[Any, ...]
@@ -254,16 +256,19 @@ class OfTasks(Lazy):
     grown: int = dataclasses.field(metadata={"static": True})
     stacked: bool = dataclasses.field(metadata={"static": True})
     in_front: bool = dataclasses.field(default=False, metadata={"static": True})
+    filling: float = dataclasses.field(default=0.0, metadata={"static": True})
+    least: int = dataclasses.field(default=0, metadata={"static": True})
 
     def expand(self, own: jax.Array | None, module: Params, depth: int) -> PerTask:
         given = [x.expand(own, module, depth) if isinstance(x, Lazy) else x for x in self.leaves]
         given = [x.whole() if isinstance(x, Tail) else x for x in given]
-        arrays = [x for x in given if x is not None]
-        size = max(x.shape[self.grown] for x in arrays) if self.grown else 0
+        arrays = [x for x in (*given, own) if x is not None]
+        size = max(self.least, *(x.shape[self.grown] for x in arrays)) if self.grown else 0
         shape = list(arrays[0].shape)
         if self.grown:
             shape[self.grown] = size
-        neutral = jnp.full(shape, self.neutral, arrays[0].dtype) if own is None else own
+        neutral = jnp.full(shape, self.neutral, arrays[0].dtype)
+        neutral = neutral if own is None else self._fill(own, size)
         stack = [neutral if x is None else self._fill(x, size).astype(neutral.dtype) for x in given]
         return PerTask(jnp.stack([*stack, neutral], axis=int(self.stacked)), self.stacked)
 
@@ -273,7 +278,7 @@ class OfTasks(Lazy):
         missing = size - leaf.shape[self.grown]
         widths = [(0, 0)] * leaf.ndim
         widths[self.grown] = (missing, 0) if self.in_front else (0, missing)
-        return jnp.pad(leaf, widths)
+        return jnp.pad(leaf, widths, constant_values=self.filling)
 
 
 # --------------------------------------------------------------------------------------------
