@@ -136,6 +136,27 @@ def test_folded_equals_merged(name, family):
     oracle.assert_close(run(folded, batch), run(merged, batch), 1e-5)
 
 
+@pytest.mark.parametrize("name", ["dora", "norms", "fish", "top layers", "vera"])
+def test_unfolding_restores_the_backbone_bit_for_bit(name):
+    backbone, method, stored = trained(name, "t5_v1_1")
+    folded, kept = pj.fold_in(backbone.params, method, stored)
+    own, now = tree.flatten(backbone.params), tree.flatten(folded)
+    changed = [p for p in own if not np.array_equal(own[p], now[p])]
+    assert changed
+    assert set(changed) <= set(tree.flatten(kept))
+    restored = tree.flatten(pj.unfold(folded, kept))
+    assert restored.keys() == own.keys()
+    assert all(np.array_equal(restored[p], own[p]) for p in own)
+
+
+def test_what_was_not_folded_is_not_unfolded():
+    backbone, method, stored = trained("prefix", "t5_v1_1")
+    with pytest.raises(pj.InputError, match="prefix_tuning cannot be folded"):
+        pj.fold_in(backbone.params, method, stored)
+    with pytest.raises(pj.InputError, match="'other/kernel' was not folded"):
+        pj.unfold(backbone.params, {"other": {"kernel": jnp.ones(3)}})
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_derivative_of_bind_is_the_finite_difference(name):
     """Along one direction; bind need not be linear (networks, products)."""

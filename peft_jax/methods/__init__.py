@@ -31,6 +31,7 @@ from peft_jax.methods.compacter import compacter, compacter_plus_plus
 from peft_jax.methods.dora import dora
 from peft_jax.methods.eject import eject
 from peft_jax.methods.fish_mask import fish_mask, with_information
+from peft_jax.methods.folding import fold_in, unfold
 from peft_jax.methods.full import full
 from peft_jax.methods.ia3 import ia3
 from peft_jax.methods.lora import lora
@@ -64,6 +65,7 @@ __all__ = [
     "eject",
     "fish_mask",
     "fit_prefix",
+    "fold_in",
     "fold_leaves",
     "from_spec",
     "full",
@@ -85,6 +87,7 @@ __all__ = [
     "split_tasks",
     "tfew_adapter",
     "top_layers",
+    "unfold",
     "vera",
     "vocabulary_rows",
     "warp",

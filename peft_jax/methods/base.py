@@ -348,6 +348,8 @@ def fold_leaves(merged: Params) -> Params:
     if any(isinstance(leaf, PerTask) for leaf in merged.values()):
         raise InputError("a bank cannot be folded: no kernel holds several adapters")
     merged = {n: leaf.whole() if isinstance(leaf, Tail) else leaf for n, leaf in merged.items()}
+    if set(merged) <= {"kernel", "bias"}:
+        return merged  # not touched by an adapter: no copy
     if "kernel" in merged:
         rest = set(merged) - layers.FOLDABLE
         if rest:
