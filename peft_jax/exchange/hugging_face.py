@@ -101,6 +101,7 @@ def read_peft(folder: str | Path, backbone: Backbone) -> Imported:
     names = Names(backbone.config)
     try:
         head = _read_head(tensors, names)
+        names.classifies = bool(head or backbone.config.num_labels)
         parts, notes = _READERS[fields["peft_type"]](fields, tensors, names, backbone)
         if tensors:
             some = ", ".join(sorted(tensors)[:3]) + (", ..." if len(tensors) > 3 else "")

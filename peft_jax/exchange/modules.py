@@ -184,23 +184,28 @@ def our_targets(chosen: Iterable[str], there: Collection[str]) -> tuple[str, ...
 
     Args:
       chosen: paths of modules.
-      there: all modules that a target is held against.
+      there: all modules that a target is held against; their order is the targets'.
     """
-    chosen = list(chosen)
+    chosen = set(chosen)
     found: list[str] = []
-    for path in chosen:
-        if any(tree.ends_with(target, path) for target in found):
-            continue
-        words = path.split("/")
-        ends = ["/".join(words[i:]) for i in range(len(words) - 1, -1, -1)]
-        # Self-attention and cross-attention are both attentions.
-        ends = [e.partition("_")[2] for e in ends if e.startswith(("self_", "cross_"))] + ends
-        found.append(
-            next(
-                (e for e in ends if {p for p in there if tree.ends_with(e, p)} <= set(chosen)), path
-            )
-        )
+    for path in there:
+        if path in chosen and not any(tree.ends_with(target, path) for target in found):
+            ends = _ends(path)
+            matched = ({p for p in there if tree.ends_with(end, p)} for end in ends)
+            fits = (end for end, paths in zip(ends, matched, strict=True) if paths <= chosen)
+            found.append(next(fits, path))
     return tuple(found)
+
+
+def _ends(path: str) -> list[str]:
+    """How a module may be named, the most general first: ``attention/query`` is in every kind."""
+    words = path.split("/")
+    ends = [words[-1], "/".join(words[-2:]), path]
+    if len(words) > 1 and words[-2].endswith("attention"):
+        ends[0] = f"attention/{words[-1]}"
+    elif words[-1].endswith("attention_norm"):
+        ends.insert(0, "attention_norm")
+    return ends
 
 
 def their_targets(chosen: Iterable[str], tensors: Iterable[str]) -> list[str]:

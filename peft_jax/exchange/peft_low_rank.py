@@ -150,7 +150,7 @@ def lora_parts(
     there = find_modules(backbone.config, "lora_a", ".*")
     made = []
     for held, layers in groups(leaves, backbone.config):
-        modules = list(dict.fromkeys(path.rpartition("/")[0] for path in held))
+        modules = _modules_of(held, there)
         rank = _usual(numbers[m][0] for m in modules)
         alpha = _usual(numbers[m][1] for m in modules)
         method = from_spec(
@@ -166,6 +166,12 @@ def lora_parts(
         )
         made.append((method, _with_constants(method, stacked(held), spec, backbone)))
     return made
+
+
+def _modules_of(leaves: Leaves, there: Iterable[str]) -> list[str]:
+    """The modules that have leaves, in the order of the backbone's own."""
+    held = {path.rpartition("/")[0] for path in leaves}
+    return [module for module in there if module in held]
 
 
 def _by_module(found: Mapping[Part, Factors]) -> dict[str, dict[Layer, Factors]]:
@@ -430,7 +436,7 @@ def read_adalora(fields, tensors, names: Names, backbone: Backbone) -> Found:
     spec["target_rank"] = min(spec["target_rank"], rank)
     made = []
     for held, layers in groups(leaves, backbone.config):
-        modules = list(dict.fromkeys(path.rpartition("/")[0] for path in held))
+        modules = _modules_of(held, there)
         targets = our_targets(modules, there)
         method = from_spec(spec | {"targets": targets, "layers": layers})
         made.append((method, stacked(held)))
@@ -528,7 +534,7 @@ def read_vera(fields, tensors, names: Names, backbone: Backbone) -> Found:
     }
     made = []
     for held, layers in groups(leaves, backbone.config):
-        modules = list(dict.fromkeys(path.rpartition("/")[0] for path in held))
+        modules = _modules_of(held, there)
         own = [names.linears[names.places[Part(m, next(iter(held[f"{m}/vera_lambda_b"])))]]
                for m in modules]  # fmt: skip
         # As much of them as these modules read.

@@ -36,11 +36,12 @@ def _take_table(fields, tensors, width: int) -> np.ndarray:
     return table
 
 
-def _check_reader(config: Config, names: Names) -> None:
-    if config.kind == "encoder_decoder" and names.classifies:
+def _check_head(names: Names) -> None:
+    """A prompt beside a classification head is not the same function on both sides."""
+    if names.classifies:
         raise InputError(
-            f"transformers' {config.family} with a classification head reads no embeddings: PEFT "
-            "has no prompts for it"
+            "a prompt beside a classification head: PEFT's head reads the state of the prompt's "
+            "first row (a BERT) or of padding (a GPT-2), ours that of a token of the input"
         )
 
 
@@ -49,6 +50,7 @@ def _check_reader(config: Config, names: Names) -> None:
 # --------------------------------------------------------------------------------------------
 def read_prompt(fields, tensors, names: Names, backbone: Backbone) -> Found:
     """A prompt in front of the embedded input."""
+    _check_head(names)
     config = backbone.config
     table = _take_table(fields, tensors, config.d_model)
     rows, notes = fields["num_virtual_tokens"], []
@@ -56,7 +58,7 @@ def read_prompt(fields, tensors, names: Names, backbone: Backbone) -> Found:
         raise InputError(f"tensor {TABLE} has {len(table)} rows; num_virtual_tokens is {rows}")
     if len(table) > rows:
         notes.append(f"rows {rows} to {len(table) - 1} of {TABLE}, which PEFT never reads")
-    table = table[:rows] * np.float32(_scale(config))
+    table = table[:rows]
     stack = config.input_stack
     method = prompt_tuning(rows, init="random", where=stack)
     return [(method, {stack: {"prompt": jnp.asarray(table)}})], notes
@@ -65,7 +67,7 @@ def read_prompt(fields, tensors, names: Names, backbone: Backbone) -> Found:
 def write_prompt(parts, names: Names, backbone: Backbone) -> Written:
     """The folder of a prompt, whatever made it."""
     config = backbone.config
-    _check_reader(config, names)
+    _check_head(names)
     stack, rows = config.input_stack, []
     for method, stored in parts:
         bound = tree.flatten(method.bind(stored))
@@ -75,7 +77,7 @@ def write_prompt(parts, names: Names, backbone: Backbone) -> Written:
                 f"PEFT knows prompts in front of the input only; this adapter has {foreign[0]!r}"
             )
         rows.append(np.asarray(bound[f"{stack}/prompt"]))
-    table = np.concatenate(rows) / np.float32(_scale(config))
+    table = np.concatenate(rows)
     fields = {
         "peft_type": "PROMPT_TUNING",
         "num_virtual_tokens": len(table),
@@ -86,11 +88,6 @@ def write_prompt(parts, names: Names, backbone: Backbone) -> Written:
         "num_attention_heads": config.num_heads,
     }
     return fields, {TABLE: table}
-
-
-def _scale(config: Config) -> float:
-    """By what transformers multiplies embeddings that it is given, and we do not."""
-    return config.embedding_scale if config.family in ("gemma", "gemma2") else 1.0
 
 
 def _depth(config: Config) -> int:
@@ -113,12 +110,27 @@ def read_prefix(fields, tensors, names: Names, backbone: Backbone) -> Found:
     rows = fields["num_virtual_tokens"]
     if len(table) != rows:
         raise InputError(f"tensor {TABLE} has {len(table)} rows; num_virtual_tokens is {rows}")
-    # [layers, keys or values, rows, width]
-    sets = jnp.asarray(table.reshape(rows, depth, 2, width).transpose(1, 2, 0, 3))
+    sets = table.reshape(rows, 2 * depth, width).swapaxes(0, 1)
+    places = [_column(config, layer) for layer in range(depth)]
+    keys, values = (jnp.asarray(sets[[i + v for i in places]]) for v in (0, 1))
+    unread = sorted({*range(0, 2 * depth, 2)} - set(places))
+    notes = [f"columns {width * i} to {width * (i + 2) - 1} of {TABLE}, which PEFT never reads"
+             for i in unread]  # fmt: skip
     spec = {"name": "prefix_tuning", "length": rows, "where": ["decoder"]}
     spec["places"] = config.positions == "relative"
-    leaves = {f"{_PLACE}/prefix_key": sets[:, 0], f"{_PLACE}/prefix_value": sets[:, 1]}
-    return [(from_spec(spec), tree.unflatten(leaves))], []
+    leaves = {f"{_PLACE}/prefix_key": keys, f"{_PLACE}/prefix_value": values}
+    return [(from_spec(spec), tree.unflatten(leaves))], notes
+
+
+def _column(config: Config, layer: int) -> int:
+    """Where a layer's keys stand in a row of the table, in widths; its values come behind them.
+
+    For an encoder-decoder model peft doubles the row, as if for cross-attention, and hands four of
+    its widths to each layer in turn, of which self-attention gets the first two. Layers half a
+    stack apart share theirs where the number of layers is even, and half of the row is not read.
+    """
+    depth = config.decoder_layers
+    return 4 * layer % (2 * depth) if config.kind == "encoder_decoder" else 2 * layer
 
 
 def write_prefix(parts, names: Names, backbone: Backbone) -> Written:
@@ -139,9 +151,21 @@ def write_prefix(parts, names: Names, backbone: Backbone) -> Written:
         raise InputError(
             "PEFT's prefixes count as places in front of a T5's tokens: prefix_tuning(places=True)"
         )
-    pair = [np.asarray(bound[f"{_PLACE}/{leaf}"]) for leaf in ("prefix_key", "prefix_value")]
-    sets = np.stack(pair, axis=1)  # [layers, 2, rows, width]
-    depth, _, rows, width = sets.shape
+    keys, values = (
+        np.asarray(bound[f"{_PLACE}/{leaf}"]) for leaf in ("prefix_key", "prefix_value")
+    )
+    depth, rows, width = keys.shape
+    sets = np.zeros((2 * depth, rows, width), np.float32)
+    for layer in range(depth):
+        at, same = _column(config, layer), layer % (depth // 2 or 1)
+        if config.kind == "encoder_decoder" and depth % 2 == 0:
+            pairs = ((x[layer], x[same]) for x in (keys, values))
+            if not all(np.array_equal(*pair) for pair in pairs):
+                raise InputError(
+                    f"PEFT gives the decoder's layers {same} and {layer} of an encoder-decoder "
+                    "model the same prefix; this adapter's differ"
+                )
+        sets[at], sets[at + 1] = keys[layer], values[layer]
     fields = {
         "peft_type": "PREFIX_TUNING",
         "num_virtual_tokens": rows,
@@ -152,4 +176,4 @@ def write_prefix(parts, names: Names, backbone: Backbone) -> Written:
         "num_transformer_submodules": 2 if config.kind == "encoder_decoder" else 1,
         "prefix_projection": False,
     }
-    return fields, {TABLE: sets.transpose(2, 0, 1, 3).reshape(rows, -1)}
+    return fields, {TABLE: sets.swapaxes(0, 1).reshape(rows, -1)}

@@ -128,7 +128,6 @@ def cases() -> dict[str, Case]:
         "head_roberta": Case("bert/roberta_classifier", _ia3(CLASSES)),
         "head_bart": Case("bart/bart_classifier",
                           _lora(CLASSES, modules_to_save=["classification_head"])),
-        "head_prompt": Case("bert/bert_classifier", _prompt(CLASSES)),
     }  # fmt: skip
 
 
