@@ -138,8 +138,9 @@ class Backbones:
 class Study:
     """Many runs, one table, one picture."""
 
-    name: Literal["few_shot"]
-    """few_shot: zero-shot, in-context learning, T-Few without L_UL and L_LN, and T-Few."""
+    name: Literal["few_shot", "methods"]
+    """few_shot: zero-shot, in-context learning, T-Few without L_UL and L_LN, and T-Few. methods:
+    T-Few's baselines, each with its own steps and learning rate, accuracy against parameters."""
     output: Path
     """Folder for results.jsonl, table.md and study.png; finished runs in it are not run again."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
@@ -148,7 +149,11 @@ class Study:
     seeds: tuple[int, ...] = (42, 1024, 0, 1, 32)
     """One run each; T-Few's five."""
     demonstrations: int = 8
-    """Solved examples that in-context learning puts in front of an input."""
+    """few_shot: solved examples that in-context learning puts in front of an input."""
+    presets: tuple[str, ...] = ()
+    """methods: presets that are compared; by default T-Few's baselines."""
+    steps_share: float = 1.0
+    """methods: part of each preset's steps that is run, for a short comparison."""
     config: str = "tfew"
     """Preset that the runs start from."""
 
@@ -375,6 +380,19 @@ def study(arguments: Sequence[str]) -> None:
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--name", *arguments]
     given = _parse(Study, "study", arguments, experiment=default)
+    if given.name == "methods":
+        from peft_jax.method_study import compare_methods
+
+        compare_methods(
+            given.experiment,
+            given.output,
+            presets=given.presets,
+            tasks=given.tasks,
+            seeds=given.seeds,
+            steps_share=given.steps_share,
+            console=Console(),
+        )
+        return
     from peft_jax.study import few_shot
 
     few_shot(
@@ -402,7 +420,9 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 def _overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {about}" for name, (_, about) in COMMANDS.items()]
-    presets = [f"  {name:<{width}}  {about}" for name, about in configuration.presets().items()]
+    found = configuration.presets()
+    widest = max(map(len, found))
+    presets = [f"  {name:<{widest}}  {about}" for name, about in found.items()]
     return "\n".join(
         [
             "usage: peft-jax COMMAND [--help] [--any.field VALUE ...]",

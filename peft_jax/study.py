@@ -78,17 +78,16 @@ def few_shot(
     console = console or Console()
     tasks = tuple(tasks) or held_out_tasks()
     check(config)
-    done = _open(output, config, demonstrations)
+    fields = json.loads(to_json(config))
+    del fields["task"], fields["seed"]
+    fields["demonstrations"] = demonstrations
+    done = [Outcome(**line) for line in open_folder(output, fields)]
     finished = {(o.task, o.system, o.seed) for o in done}
     wanted = [(t, s, seed) for t in tasks for s in SYSTEMS for seed in _seeds_of(s, seeds)]
     missing = [run for run in wanted if run not in finished]
     if missing:
         backbone = open_backbone(config)
-        if find_answer(config.answer, backbone) != "choices":
-            raise InputError(
-                f"this study compares systems that rank answer choices; {backbone.name!r} answers "
-                "otherwise: take an encoder-decoder or a decoder-only backbone"
-            )
+        check_ranks_choices(config, backbone)
         with (
             step_bar(console, "runs", len(missing)) as advance,
             open(output / "results.jsonl", "a", encoding="utf-8") as file,
@@ -113,10 +112,24 @@ def _seeds_of(system: str, seeds: Sequence[int]) -> Sequence[int]:
     return seeds[:1] if system == ZERO_SHOT else seeds
 
 
-def _open(output: Path, config: Experiment, demonstrations: int) -> list[Outcome]:
-    fields = json.loads(to_json(config))
-    del fields["task"], fields["seed"]
-    fields["demonstrations"] = demonstrations
+def check_ranks_choices(config: Experiment, backbone: Backbone) -> None:
+    """Raises InputError unless the backbone answers by ranking choices."""
+    if find_answer(config.answer, backbone) != "choices":
+        raise InputError(
+            f"this study compares systems that rank answer choices; {backbone.name!r} answers "
+            "otherwise: take an encoder-decoder or a decoder-only backbone"
+        )
+
+
+def open_folder(output: Path, fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """The finished runs of a study's folder, which is made where it is not there.
+
+    Args:
+      fields: what all runs have in common, and another study in the folder would not.
+
+    Raises:
+      InputError: the folder holds another study, or something else.
+    """
     held, results = output / "config.json", output / "results.jsonl"
     if held.is_file():
         if json.loads(held.read_text()) != fields:
@@ -126,7 +139,8 @@ def _open(output: Path, config: Experiment, demonstrations: int) -> list[Outcome
     output.mkdir(parents=True, exist_ok=True)
     held.write_text(json.dumps(fields, indent=2) + "\n")
     lines = results.read_text().splitlines() if results.is_file() else []
-    return [Outcome(**json.loads(line)) for line in lines if line.endswith("}")]
+    # A line without its end is that of a run that was stopped while it was written.
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 # --------------------------------------------------------------------------------------------
@@ -137,22 +151,44 @@ def _run_missing(
 ) -> Iterator[Outcome]:
     for task in dict.fromkeys(run[0] for run in missing):
         here = [run for run in missing if run[0] == task]
-        bench = _Bench(dataclasses.replace(config, task=task), backbone, seeds, demonstrations)
+        bench = Bench(dataclasses.replace(config, task=task), backbone, seeds)
         for _, system, seed in here:
-            per_template = bench.accuracy(system, seed)
+            per_template = _accuracy(bench, system, seed, demonstrations)
             accuracy = spread(list(per_template.values())).median
             yield Outcome(task, system, seed, accuracy, per_template)
 
 
-class _Bench:
+def _accuracy(bench: Bench, system: str, seed: int, demonstrations: int) -> dict[str, float]:
+    """Accuracy per template."""
+    if system == ZERO_SHOT:
+        return bench.frozen(bench.test)
+    if system == ICL:
+        longest = max(bench.test.encoder_input_tokens.shape[1], bench.test.choices.shape[2])
+        queries = icl.with_demonstrations(
+            bench.test,
+            bench.draws[seed],
+            count=demonstrations,
+            seed=seed,
+            max_input_length=min(demonstrations * (longest + 1) + longest, 1024),
+            eos_id=bench.backbone.config.eos_id,
+        )
+        return bench.frozen(queries)
+    config = bench.config
+    if system == LM_ONLY:
+        loss = dataclasses.replace(config.loss, unlikelihood=0.0, length_normalized=0.0)
+        config = dataclasses.replace(config, loss=loss)
+    # Both train the same method, and so share what scores it.
+    return bench.trained(system, config, seed, scorer="T-Few")[0]
+
+
+class Bench:
     """One task: its draws padded to one shape, so that every system is compiled once."""
 
-    def __init__(self, config: Experiment, backbone: Backbone, seeds, demonstrations: int):
+    def __init__(self, config: Experiment, backbone: Backbone, seeds: Sequence[int]):
         self.config = config
         self.backbone = backbone
-        self.demonstrations = demonstrations
         self.mesh = evaluation_mesh(config)
-        self.frozen = sharding.replicate(self.mesh, backbone.params)
+        self.params = sharding.replicate(self.mesh, backbone.params)
         self.test = open_examples(
             config.task, config.data, backbone, config.seed, training=False, answer=config.answer
         )
@@ -166,40 +202,30 @@ class _Bench:
         self._training: dict[str, Training] = {}
         self._scorers: dict[str, Scorer] = {}
 
-    def accuracy(self, system: str, seed: int) -> dict[str, float]:
-        """Accuracy per template."""
-        if system == ZERO_SHOT:
-            return self._evaluate("frozen", None, {}, self.test)
-        if system == ICL:
-            longest = self.demonstrations * (self._longest() + 1) + self._longest()
-            queries = icl.with_demonstrations(
-                self.test,
-                self.draws[seed],
-                count=self.demonstrations,
-                seed=seed,
-                max_input_length=min(longest, 1024),
-                eos_id=self.backbone.config.eos_id,
-            )
-            return self._evaluate("frozen", None, {}, queries)
-        training = self._trained(system, seed)
-        return self._evaluate("adapter", training.method, training.state.stored, self.test)
+    def frozen(self, examples: ChoiceExamples) -> dict[str, float]:
+        """The backbone's own accuracy per template."""
+        return self._evaluate("", None, {}, examples)
 
-    def _longest(self) -> int:
-        return max(self.test.encoder_input_tokens.shape[1], self.test.choices.shape[2])
+    def trained(
+        self, system: str, config: Experiment, seed: int, scorer: str = ""
+    ) -> tuple[dict[str, float], Training]:
+        """Accuracy per template of what an experiment trains on a seed's draw, and the run.
 
-    def _trained(self, system: str, seed: int) -> Training:
-        config = dataclasses.replace(self.config, seed=seed)
-        if system == LM_ONLY:
-            loss = dataclasses.replace(config.loss, unlikelihood=0.0, length_normalized=0.0)
-            config = dataclasses.replace(config, loss=loss)
+        Args:
+          system: a name; experiments of one name differ in their seeds only.
+          scorer: a name for the method, where several systems train the same; else the system's.
+        """
+        config = dataclasses.replace(config, seed=seed)
         draw = self.draws[seed]
-        if system not in self._training:
+        if system in self._training:
+            self._training[system].restart(seed, draw)
+        else:
             self._training[system] = set_up(config, self.backbone, draw)
         training = self._training[system]
-        training.restart(seed, draw)
         for _ in train_steps(training, config.training.steps):
             pass
-        return training
+        stored = training.state.stored
+        return self._evaluate(scorer or system, training.method, stored, self.test), training
 
     def _evaluate(self, name: str, method, adapter, examples: ChoiceExamples) -> dict[str, float]:
         if name not in self._scorers:
@@ -207,7 +233,7 @@ class _Bench:
         scored = evaluate(
             self._scorers[name],
             sharding.replicate(self.mesh, adapter),
-            self.frozen,
+            self.params,
             examples,
             batch_size=self.config.evaluation.batch_size,
             mesh=self.mesh,

@@ -90,9 +90,9 @@ def compacter_plus_plus(
     rule_std: float = 1e-4,
     train_norms: bool = True,
 ) -> Method:
-    """Compacter behind the feed-forwards alone (Karimi Mahabadi et al. 2021, section 3.2).
+    """h + A(h) behind the feed-forwards alone, with Kronecker products as projections.
 
-    The paper's T5-base has 104,704 parameters (0.047 %). T-Few's baseline is
+    Karimi Mahabadi et al. 2021, section 3.2 ("Compacter++"). The paper's T5-base has 104,704 parameters (0.047 %). T-Few's baseline is
     ``compacter_plus_plus(activation="relu", share_rules=False, rule_std=0.02)``: 560,128 on T0-3B
     by its code, where its paper prints 540K. Formula, count and initial function: ``compacter``.
 
