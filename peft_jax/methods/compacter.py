@@ -92,7 +92,8 @@ def compacter_plus_plus(
 ) -> Method:
     """h + A(h) behind the feed-forwards alone, with Kronecker products as projections.
 
-    Karimi Mahabadi et al. 2021, section 3.2 ("Compacter++"). The paper's T5-base has 104,704 parameters (0.047 %). T-Few's baseline is
+    Karimi Mahabadi et al. 2021, section 3.2 ("Compacter++"): 104,704 parameters on T5-base
+    (0.047 %). T-Few's baseline is
     ``compacter_plus_plus(activation="relu", share_rules=False, rule_std=0.02)``: 560,128 on T0-3B
     by its code, where its paper prints 540K. Formula, count and initial function: ``compacter``.
 
