@@ -91,7 +91,9 @@ def test_outputs_and_gradients_are_full_fine_tunings(version, arguments):
     for path, leaf in tree.flatten(ours).items():
         gradient = tree.get(full, path)
         gradient = gradient[-len(leaf) :] if "/layers/" in path else gradient
-        oracle.assert_close(leaf, gradient, 1e-4, path)
+        # A key's bias moves all logits of a softmax alike: its gradient is 0 but for rounding.
+        at_least = 0.01 if path.endswith("key/bias") else 0.0
+        oracle.assert_close(leaf, gradient, 1e-4, path, at_least=at_least)
     assert_same_trees(jax.jit(method.fold)(backbone.params, stored), plain)
 
 
