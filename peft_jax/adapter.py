@@ -31,7 +31,8 @@ _FIELD_DEFAULTS = {
     for field in dataclasses.fields(Config)
     if field.default is not dataclasses.MISSING
 }
-_FORMAT = "peft_jax.adapter"
+FORMAT = "peft_jax.adapter"
+"""Name of the header among a file's metadata."""
 _VERSION = 1
 
 
@@ -58,18 +59,25 @@ def save_adapter(
     """
     from safetensors.numpy import save
 
-    header = {
+    arrays = {p: np.ascontiguousarray(leaf) for p, leaf in tree.flatten(adapter).items()}
+    header = json.dumps(make_header(method, backbone, details), sort_keys=True)
+    path = adapter_path(path)
+    with replace_file(path) as new:
+        new.write_bytes(save(arrays, {FORMAT: header}))
+    return path
+
+
+def make_header(
+    method: Method, backbone: Backbone, details: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a file keeps beside the stored tree: version, method, backbone, versions, details."""
+    return {
         "version": _VERSION,
         "method": method.spec,
         "backbone": identity(backbone),
         "versions": {"peft_jax": __version__, "jax": jax.__version__},
         "details": details or {},
     }
-    arrays = {p: np.ascontiguousarray(leaf) for p, leaf in tree.flatten(adapter).items()}
-    path = adapter_path(path)
-    with replace_file(path) as new:
-        new.write_bytes(save(arrays, {_FORMAT: json.dumps(header, sort_keys=True)}))
-    return path
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -84,9 +92,14 @@ def read_header(path: str | Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from None
-    if _FORMAT not in metadata:
-        raise InputError(f"{path} is not an adapter of peft_jax: its metadata has no {_FORMAT!r}")
-    header = json.loads(metadata[_FORMAT])
+    if FORMAT not in metadata:
+        raise InputError(f"{path} is not an adapter of peft_jax: its metadata has no {FORMAT!r}")
+    return parse_header(path, metadata[FORMAT])
+
+
+def parse_header(path: Path, text: str) -> dict[str, Any]:
+    """The header that a file holds as JSON; InputError for one of another version."""
+    header = json.loads(text)
     if header["version"] != _VERSION:
         raise InputError(
             f"{path} has version {header['version']} of the adapter format; this release reads "
@@ -113,9 +126,20 @@ def load_adapter(
 
     header = read_header(path)
     path = adapter_path(path)
+    return restore(path, header, load(path.read_bytes()), backbone, any_weights=any_weights)
+
+
+def restore(
+    path: Path,
+    header: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    backbone: Backbone,
+    *,
+    any_weights: bool = False,
+) -> tuple[Params, Method]:
+    """The stored tree and the method of a file's header and arrays, checked against a backbone."""
     _check_backbone(path, header["backbone"], identity(backbone), any_weights)
     method = from_spec(header["method"])
-    arrays = load(path.read_bytes())
     adapter = tree.unflatten({p: jnp.asarray(a) for p, a in arrays.items()})
     expected = tree.flatten(jax.eval_shape(method.init, jax.random.key(0), backbone))
     held = tree.flatten(adapter)
@@ -140,7 +164,9 @@ def _check_backbone(path: Path, made_for: dict, given: dict, any_weights: bool) 
                 f"{path} was made for the backbone {made_for['name']!r}, whose {field} is "
                 f"{saved.get(field)}; {given['name']!r} has {value}"
             )
-    if not any_weights and made_for["fingerprint"] != given["fingerprint"]:
+    # One that came from another library's file knows the configuration alone.
+    prints = {made_for["fingerprint"], given["fingerprint"]} - {None}
+    if not any_weights and len(prints) > 1:
         raise InputError(
             f"{path} was made for the backbone {made_for['name']!r}; {given['name']!r} has the "
             "same configuration but other weights (any_weights=True accepts them)"

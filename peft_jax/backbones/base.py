@@ -96,21 +96,23 @@ def identity(backbone: Backbone) -> dict[str, Any]:
 
     ``config`` holds every field that fixes the function; ``fingerprint`` is a hash over the shape
     and the first entries of every tensor, rounded to bfloat16 so that it does not depend on the
-    precision the weights were loaded in.
+    precision the weights were loaded in, and None for an abstract backbone.
     """
     config = dataclasses.asdict(backbone.config)
     for field in RUN_FIELDS:
         del config[field]
+    abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(backbone.params))
+    fingerprint = None if abstract else _fingerprint(backbone.params)
+    return {"name": backbone.name, "config": config, "fingerprint": fingerprint}
+
+
+def _fingerprint(params: Params) -> str:
     digest = hashlib.sha256()
-    for path, leaf in sorted(tree.flatten(backbone.params).items()):
+    for path, leaf in sorted(tree.flatten(params).items()):
         head = leaf[(0,) * (leaf.ndim - 1)][:64]
         digest.update(f"{path}{leaf.shape}".encode())
         digest.update(np.asarray(head.astype(jnp.bfloat16)).view(np.uint16).tobytes())
-    return {
-        "name": backbone.name,
-        "config": config,
-        "fingerprint": digest.hexdigest()[:32],
-    }
+    return digest.hexdigest()[:32]
 
 
 # --------------------------------------------------------------------------------------------
