@@ -19,6 +19,7 @@ few tasks, and as large as it says for kernels.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -70,18 +71,23 @@ _KINDS = {
 _CLASSES = ("classifier/out", "verbalizer")
 
 
-def bank(adapters: Sequence[tuple[Method, Params]]) -> Params:
+def bank(adapters: Sequence[tuple[Method, Params]], tasks: int | None = None) -> Params:
     """Bound leaves of several adapters of one backbone, for ``merge``.
 
     Args:
       adapters: (method, stored tree) of each task; task_ids are their positions.
+      tasks: how many adapters the bank has room for; those behind the given ones change nothing
+        until ``replace_in_bank`` fills them. None: no more than are given.
 
     Raises:
-      InputError: there is none, or one changes a T5's relative positions, which all inputs of a
-        batch share.
+      InputError: there is none, there are more than ``tasks``, or one changes a T5's relative
+        positions, which all inputs of a batch share.
     """
     if not adapters:
         raise InputError("a bank needs at least one adapter")
+    reserved = 0 if tasks is None else tasks - len(adapters)
+    if reserved < 0:
+        raise InputError(f"{len(adapters)} adapters do not fit a bank of {tasks} tasks")
     flat = [tree.flatten(method.bind(stored)) for method, stored in adapters]
     bound: dict[str, Any] = {}
     for path in dict.fromkeys(path for leaves in flat for path in leaves):
@@ -103,6 +109,8 @@ def bank(adapters: Sequence[tuple[Method, Params]]) -> Params:
         if masked:
             masks = tuple(None if x is None else jnp.ones(x.shape[:-1], bool) for x in held)
             bound[f"{module}/{masked}"] = OfTasks(masks, 0.0, -1, stacked, in_front, least=least)
+    if reserved:
+        bound = {p: dataclasses.replace(leaf, reserved=reserved) for p, leaf in bound.items()}
     return tree.unflatten(bound)
 
 

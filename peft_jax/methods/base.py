@@ -249,6 +249,7 @@ class OfTasks(Lazy):
       stacked: whether the place lies in a stack of layers.
       in_front: whether they are filled in front; filling: with what.
       least: the smallest size of that axis.
+      reserved: places for further adapters, which change nothing until they are taken.
     """
 
     leaves: tuple[Any, ...]
@@ -258,6 +259,7 @@ class OfTasks(Lazy):
     in_front: bool = dataclasses.field(default=False, metadata={"static": True})
     filling: float = dataclasses.field(default=0.0, metadata={"static": True})
     least: int = dataclasses.field(default=0, metadata={"static": True})
+    reserved: int = dataclasses.field(default=0, metadata={"static": True})
 
     def expand(self, own: jax.Array | None, module: Params, depth: int) -> PerTask:
         given = [x.expand(own, module, depth) if isinstance(x, Lazy) else x for x in self.leaves]
@@ -270,7 +272,12 @@ class OfTasks(Lazy):
         neutral = jnp.full(shape, self.neutral, arrays[0].dtype)
         neutral = neutral if own is None else self._fill(own, size)
         stack = [neutral if x is None else self._fill(x, size).astype(neutral.dtype) for x in given]
-        return PerTask(jnp.stack([*stack, neutral], axis=int(self.stacked)), self.stacked)
+        axis = int(self.stacked)
+        values = jnp.stack([*stack, neutral], axis=axis)
+        if self.reserved:
+            empty = jnp.repeat(jnp.expand_dims(neutral, axis), self.reserved, axis=axis)
+            values = jnp.concatenate([values, empty], axis=axis)
+        return PerTask(values, self.stacked)
 
     def _fill(self, leaf: jax.Array, size: int) -> jax.Array:
         if not self.grown:
