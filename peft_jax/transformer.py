@@ -36,450 +36,65 @@ adapter each input has; what takes a batch whole reads it (see :func:`for_tasks`
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from peft_jax import layers, rotary
+from peft_jax.architecture import (
+    REMAT,
+    Config,
+    Spec,
+    abstract,
+    attentions,
+    classifier_spec,
+    draw,
+    init,
+    specification,
+)
 from peft_jax.errors import InputError
-from peft_jax.rotary import Rope
-from peft_jax.tree import Params, flatten, unflatten
-
-Batch = dict[str, Any]
-
-REMAT = {
-    "none": None,
-    # Keep the outputs of the projections, recompute attention and elementwise work.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What distinguishes one transformer from another, and how it is run.
-
-    The first block fixes the function and the shapes of its parameters; the second may be changed
-    on a loaded backbone (``dataclasses.replace``). The defaults are those of T5 v1.1.
-    """
-
-    family: str
-    """The Hugging Face model type whose name table is used, such as "t5" or "bert"."""
-    vocab_size: int
-    """Rows of the embedding, V; padding rows of the published checkpoints included."""
-    d_model: int
-    d_ff: int
-    num_heads: int
-    d_kv: int
-    """Width of one head, K. heads * d_kv need not equal d_model."""
-    encoder_layers: int
-    """0 in a decoder-only model."""
-    decoder_layers: int
-    """0 in an encoder-only model."""
-    activation: str = "gelu_tanh"
-    """One of relu, gelu_tanh, gelu, silu."""
-    gated: bool = True
-    """Whether the feed-forward has the two input projections wi_0 (gate) and wi_1."""
-    norm: str = "rms"
-    """"rms", or "layer" with mean and bias."""
-    norm_position: str = "pre"
-    """Of a residual branch's norm: "pre", "post" (behind the sum, as in BERT), or "sandwich" (in
-    front of the branch and behind it, as in Gemma 2)."""
-    norm_unit_offset: bool = False
-    """Whether norms multiply by 1 + scale (Gemma)."""
-    norm_epsilon: float = 1e-6
-    qkv_bias: bool = False
-    out_bias: bool = False
-    """Bias of an attention's output projection."""
-    mlp_bias: bool = False
-    num_kv_heads: int | None = None
-    """Heads with keys and values of their own, shared by groups of the others; None: all."""
-    qk_norm: bool = False
-    """Whether every head's query and key are normed before they are rotated."""
-    attention_scale: float = 1.0
-    """Factor on the attention logits; 1 in a T5, K ** -0.5 elsewhere."""
-    attention_softcap: float | None = None
-    window: int | None = None
-    """Positions that a layer of ``local_layers`` sees, its own included."""
-    local_layers: tuple[int, ...] = ()
-    positions: str = "relative"
-    """"relative" (T5's bias), "learned", or "rotary"."""
-    relative_buckets: int = 32
-    relative_max_distance: int = 128
-    max_positions: int = 0
-    """Tokens that learned positions reach. Rotary ones have no limit: of them it is what a file
-    promises, or 0."""
-    position_offset: int = 0
-    """Rows of the table in front of the first position's (2 in RoBERTa and BART)."""
-    count_positions: bool = False
-    """Whether a position is the number of tokens in front that are no padding (RoBERTa and every
-    decoder-only model), or the place in the row."""
-    rope: Rope | None = None
-    local_rope: Rope | None = None
-    """Of the local layers, where they have another one (Gemma 3)."""
-    embedding_scale: float = 1.0
-    embedding_norm: bool = False
-    token_types: int = 0
-    """Rows of BERT's table of token types; 0: none."""
-    lm_head: bool = True
-    """Whether the model scores tokens; a BERT may lack the part."""
-    tied_head: bool = False
-    """Whether logits are taken with the embedding's transpose."""
-    scale_head: bool = False
-    """Whether hidden states are scaled by d_model ** -0.5 before the head (T5 v1.0)."""
-    head_bias: bool = False
-    head_transform: bool = False
-    """Whether a projection, the activation and a norm stand in front of the head (BERT)."""
-    logit_softcap: float | None = None
-    pooler: bool = False
-    """Whether the first token's state passes a tanh layer before a classifier (BERT)."""
-    num_labels: int = 0
-    """Classes of the checkpoint's own classification head; 0: none."""
-    classifier_dense: bool = False
-    """Whether a tanh layer belongs to a classification head (RoBERTa, BART, T5)."""
-    classifier_bias: bool = True
-    pad_id: int = 0
-    """Fills batches; -1 where the family has no token for it."""
-    eos_id: int = 1
-    decoder_start_id: int = 0
-    extra_eos_ids: tuple[int, ...] = ()
-    """Further tokens that end a generated text."""
-
-    final_dropout: bool = True
-    """Whether a stack's result is dropped out too, as in a T5."""
-    dropout: float = 0.1
-    """Rate of every dropout while a key is given; 0 <= dropout < 1."""
-    attention_dropout: float | None = None
-    """Of attention weights, where it differs."""
-    activation_dropout: float | None = None
-    """Of the feed-forward's hidden activations, where it differs."""
-    classifier_dropout: float | None = None
-    """Of what a classification head reads, where it differs."""
-    remat: str = "dots"
-    """What the backward pass keeps of a layer: "none" recomputes nothing, "dots" keeps the
-    projections' outputs, "full" keeps only the layer's input."""
-    activation_dtype: str = "float32"
-    """dtype of hidden states: "float32" or "bfloat16". Frozen weights have their own."""
-
-    def __post_init__(self):
-        for name, known in _KNOWN.items():
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"{name} {getattr(self, name)!r} is unknown; one of {_list(known)}"
-                )
-        for name in ("dropout", "attention_dropout", "activation_dropout", "classifier_dropout"):
-            rate = getattr(self, name)
-            if rate is not None and not 0 <= rate < 1:
-                raise InputError(f"{name} {rate} must be at least 0 and below 1")
-        for name in ("vocab_size", "d_model", "d_ff", "num_heads", "d_kv"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
-        _check_stacks(self)
-
-    @property
-    def inner(self) -> int:
-        """Width of all heads together, H*K."""
-        return self.num_heads * self.d_kv
-
-    @property
-    def kv_heads(self) -> int:
-        """Heads with keys and values of their own."""
-        return self.num_kv_heads or self.num_heads
-
-    @property
-    def kind(self) -> str:
-        """ "encoder_decoder", "encoder" or "decoder"."""
-        if not self.decoder_layers:
-            return "encoder"
-        return "encoder_decoder" if self.encoder_layers else "decoder"
-
-    @property
-    def input_stack(self) -> str:
-        """The stack that reads the input: "encoder", or "decoder" where there is no other."""
-        return "encoder" if self.encoder_layers else "decoder"
-
-    def depth(self, path: str) -> int:
-        """Layers of the stack that a path lies in."""
-        return self.encoder_layers if path.startswith("encoder/") else self.decoder_layers
-
-
-_KNOWN = {
-    "activation": tuple(layers.ACTIVATIONS),
-    "norm": ("rms", "layer"),
-    "norm_position": ("pre", "post", "sandwich"),
-    "positions": ("relative", "learned", "rotary"),
-    "remat": tuple(REMAT),
-    "activation_dtype": ("float32", "bfloat16"),
-}
-
-
-def _list(names: tuple[str, ...]) -> str:
-    return ", ".join(names)
-
-
-def _check_stacks(config: Config) -> None:
-    """Raises InputError for fields that contradict each other."""
-    depths = (config.encoder_layers, config.decoder_layers)
-    if min(depths) < 0 or not any(depths):
-        raise InputError(
-            f"encoder_layers {depths[0]} and decoder_layers {depths[1]}: neither may be below 0, "
-            "and one must be at least 1"
-        )
-    if config.num_heads % config.kv_heads or config.kv_heads < 1:
-        raise InputError(
-            f"num_kv_heads {config.num_kv_heads} must divide num_heads {config.num_heads}"
-        )
-    if config.positions == "rotary" and (config.rope is None or config.d_kv % 2):
-        raise InputError(f"rotary positions need rope, and an even d_kv (it is {config.d_kv})")
-    if config.positions == "learned" and config.max_positions < 1:
-        raise InputError(f"learned positions need max_positions (it is {config.max_positions})")
-    if config.local_layers and (config.window is None or config.window < 1):
-        raise InputError(f"local_layers need a window of at least 1 (it is {config.window})")
-    if config.local_layers and max(config.local_layers) >= config.decoder_layers:
-        raise InputError(
-            f"local_layers {config.local_layers} do not fit {config.decoder_layers} decoder layers"
-        )
-
-
-# --------------------------------------------------------------------------------------------
-# Parameters: one specification, from which come init, the abstract tree and the slots
-# --------------------------------------------------------------------------------------------
-class Spec(NamedTuple):
-    """Shape of a parameter and the standard deviation it is drawn with (None: ones, 0: zeros)."""
-
-    shape: tuple[int, ...]
-    std: float | None
-
-
-# Where T5 scales each matrix by its width, the other families draw all alike.
-_STD = 0.02
-
-
-def _linear_spec(config: Config, shape: tuple[int, ...], std: float, bias: bool) -> Params:
-    spec: Params = {"kernel": Spec(shape, std if config.positions == "relative" else _STD)}
-    if bias:
-        spec["bias"] = Spec((*shape[:-2], shape[-1]), 0.0)
-    return spec
-
-
-def _norm_spec(config: Config, *shape: int) -> Params:
-    spec = {"scale": Spec(shape, 0.0 if config.norm_unit_offset else None)}
-    return spec | {"bias": Spec(shape, 0.0)} if config.norm == "layer" else spec
-
-
-def _embedding_spec(config: Config, rows: int, std: float = 1.0) -> Params:
-    std = std if config.positions == "relative" else _STD
-    return {"embedding": Spec((rows, config.d_model), std)}
-
-
-def _attention_spec(config: Config, depth: int) -> Params:
-    d, inner, shared = config.d_model, config.inner, config.kv_heads * config.d_kv
-
-    def projection(outputs: int, std: float) -> Params:
-        return _linear_spec(config, (depth, d, outputs), std, config.qkv_bias)
-
-    # T5 has no 1/sqrt(d_kv) in its attention: the query's initialisation carries it.
-    spec = {
-        "query": projection(inner, (d * config.d_kv) ** -0.5),
-        "key": projection(shared, d**-0.5),
-        "value": projection(shared, d**-0.5),
-        "out": _linear_spec(config, (depth, inner, d), inner**-0.5, config.out_bias),
-    }
-    if config.qk_norm:
-        spec |= {
-            name: _norm_spec(config, depth, config.d_kv) for name in ("query_norm", "key_norm")
-        }
-    return spec
-
-
-def _mlp_spec(config: Config, depth: int) -> Params:
-    d, f = config.d_model, config.d_ff
-    inputs = ("wi_0", "wi_1") if config.gated else ("wi",)
-    spec = {n: _linear_spec(config, (depth, d, f), d**-0.5, config.mlp_bias) for n in inputs}
-    spec["wo"] = _linear_spec(config, (depth, f, d), f**-0.5, config.mlp_bias)
-    return spec
-
-
-def _stack_spec(config: Config, depth: int, attentions: tuple[str, ...]) -> Params:
-    d = config.d_model
-    stack: Params = {"mlp_norm": _norm_spec(config, depth, d)}
-    for name in attentions:
-        stack[f"{name}_norm"] = _norm_spec(config, depth, d)
-        stack[name] = _attention_spec(config, depth)
-    stack["mlp"] = _mlp_spec(config, depth)
-    if config.norm_position == "sandwich":
-        stack |= {f"{n}_post_norm": _norm_spec(config, depth, d) for n in (*attentions, "mlp")}
-    spec: Params = {}
-    if config.positions == "relative":
-        bias = Spec((config.relative_buckets, config.num_heads), d**-0.5)
-        spec["relative_bias"] = {"embedding": bias}
-    if config.positions == "learned":
-        rows = config.max_positions + config.position_offset
-        spec["position_embedder"] = _embedding_spec(config, rows)
-    if config.embedding_norm:
-        spec["embedding_norm"] = _norm_spec(config, d)
-    spec["layers"] = stack
-    if config.norm_position != "post":
-        spec["final_norm"] = _norm_spec(config, d)
-    return spec
-
-
-def _head_spec(config: Config) -> Params:
-    d = config.d_model
-    tree: Params = {}
-    if config.lm_head:
-        head: Params = {}
-        if not config.tied_head:
-            head |= _linear_spec(config, (d, config.vocab_size), d**-0.5, False)
-        if config.head_bias:
-            head["bias"] = Spec((config.vocab_size,), 0.0)
-        if head:
-            tree["lm_head"] = head
-        if config.head_transform:
-            tree["head_transform"] = _linear_spec(config, (d, d), d**-0.5, True)
-            tree["head_norm"] = _norm_spec(config, d)
-    if config.pooler:
-        tree["pooler"] = _linear_spec(config, (d, d), d**-0.5, True)
-    if config.num_labels:
-        tree["classifier"] = classifier_spec(config, config.num_labels)
-    return tree
-
-
-def classifier_spec(config: Config, labels: int) -> Params:
-    """A classification head for this backbone: ``dense`` where its family has one, and ``out``."""
-    d = config.d_model
-    spec: Params = {}
-    if config.classifier_dense:
-        spec["dense"] = _linear_spec(config, (d, d), d**-0.5, True)
-    spec["out"] = _linear_spec(config, (d, labels), d**-0.5, config.classifier_bias)
-    return spec
-
-
-def attentions(config: Config, stack: str) -> tuple[str, ...]:
-    """Names of the attentions in a layer of a stack."""
-    if stack == "encoder":
-        return ("attention",)
-    return ("self_attention", "cross_attention") if config.encoder_layers else ("self_attention",)
-
-
-def specification(config: Config) -> Params:
-    """The tree of :class:`Spec` of a backbone; shapes need no arrays."""
-    tree: Params = {"token_embedder": _embedding_spec(config, config.vocab_size)}
-    if config.encoder_layers:
-        tree["encoder"] = _stack_spec(config, config.encoder_layers, attentions(config, "encoder"))
-        if config.token_types:
-            types = _embedding_spec(config, config.token_types)
-            tree["encoder"] = {"type_embedder": types, **tree["encoder"]}
-    if config.decoder_layers:
-        tree["decoder"] = _stack_spec(config, config.decoder_layers, attentions(config, "decoder"))
-    return tree | _head_spec(config)
-
-
-def abstract(config: Config, dtype: Any = jnp.float32) -> Params:
-    """The tree of ``jax.ShapeDtypeStruct``: T0-11B costs no memory."""
-    flat = flatten(specification(config))
-    return unflatten({p: jax.ShapeDtypeStruct(s.shape, dtype) for p, s in flat.items()})
-
-
-def draw(key: jax.Array, specs: Params, dtype: Any = jnp.float32) -> Params:
-    """Random parameters for a tree of :class:`Spec`."""
-    flat = flatten(specs)
-    keys = jax.random.split(key, len(flat))
-
-    def leaf(key, spec):
-        if not spec.std:
-            return jnp.full(spec.shape, 1 if spec.std is None else 0, dtype)
-        return (jax.random.normal(key, spec.shape, jnp.float32) * spec.std).astype(dtype)
-
-    return unflatten({p: leaf(k, s) for k, (p, s) in zip(keys, flat.items(), strict=True)})
-
-
-def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
-    """Random parameters with T5's initialisation (Mesh TensorFlow's, as in T5X), or N(0, 0.02)."""
-    return draw(key, specification(config), dtype)
-
-
-# --------------------------------------------------------------------------------------------
-# Adapters that differ between the inputs of a batch
-# --------------------------------------------------------------------------------------------
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PerTask:
-    """A leaf of a bank: [tasks + 1, ...], or [L, tasks + 1, ...] in a stack of layers.
-
-    The last one changes nothing: it serves the inputs without an adapter.
-    """
-
-    values: jax.Array
-    stacked: bool = dataclasses.field(metadata={"static": True})
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Tail:
-    """A leaf [L, ...] of a stack whose last K layers are trained and the others frozen.
-
-    Kept as two arrays, so that the layers below are run without a backward pass and no array of
-    the stack's size is copied or has a gradient.
-    """
-
-    own: jax.Array
-    values: jax.Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.own.shape
-
-    @property
-    def dtype(self) -> Any:
-        return self.own.dtype
-
-    @property
-    def first(self) -> int:
-        """Index of the first trained layer."""
-        return len(self.own) - len(self.values)
-
-    def whole(self) -> jax.Array:
-        """[L, ...], a copy."""
-        return jnp.concatenate([self.own[: self.first], self.values])
-
-
-def for_tasks(params: Params, batch: Batch) -> Params:
-    """Parameters in which each input of a batch has the leaves of its own task.
-
-    Args:
-      params: merged with a bank (``methods.bank``); without one they are returned as they are.
-      batch: ``task_ids`` [B] int32, the index of each input's adapter in the bank; -1: none.
-    Raises:
-      InputError: the batch does not say the tasks, or (where it can be seen) one doesn't exist.
-    """
-    found = [x for x in jax.tree.leaves(params, is_leaf=_is_per_task) if _is_per_task(x)]
-    if not found:
-        return params
-    if "task_ids" not in batch:
-        raise InputError("the parameters hold a bank of adapters: the batch needs task_ids [B]")
-    ids = batch["task_ids"]
-    tasks = found[0].values.shape[1 if found[0].stacked else 0] - 1
-    if not isinstance(ids, jax.core.Tracer):
-        wrong = [int(i) for i in ids if not -1 <= i < tasks]
-        if wrong:
-            raise InputError(
-                f"task_ids: {wrong[0]} is not in a bank of {tasks} adapters (-1: none)"
-            )
-    ids = jnp.asarray(ids)
-
-    def own(leaf):
-        if not _is_per_task(leaf):
-            return leaf
-        return leaf.values[:, ids] if leaf.stacked else leaf.values[ids]
-
-    return jax.tree.map(own, params, is_leaf=_is_per_task)
-
-
-def _is_per_task(leaf: Any) -> bool:
-    return isinstance(leaf, PerTask)
+from peft_jax.soft_tokens import Placed, overwrite_prompt, place_soft_tokens, spread, take
+from peft_jax.stacks import Batch, PerTask, Tail, for_tasks, scan_layers, without_tails
+from peft_jax.tree import Params
+
+__all__ = [
+    "REMAT",
+    "Batch",
+    "Cache",
+    "Config",
+    "Context",
+    "Encoded",
+    "PerTask",
+    "Placed",
+    "Prompt",
+    "Spec",
+    "Tail",
+    "View",
+    "abstract",
+    "attentions",
+    "cache_length",
+    "classifier_spec",
+    "classify",
+    "context",
+    "cross_keys_values",
+    "decode",
+    "decode_step",
+    "decode_text",
+    "draw",
+    "encode",
+    "for_tasks",
+    "head",
+    "init",
+    "init_cache",
+    "logits",
+    "place_soft_tokens",
+    "shift_right",
+    "specification",
+    "state_at_mask",
+    "verbalize",
+    "without_tails",
+]
 
 
 # --------------------------------------------------------------------------------------------
@@ -490,38 +105,7 @@ def _scan(config: Config, body, carry, xs):
     if config.remat != "none":
         # Inside a scan the barrier against common-subexpression elimination is not needed.
         body = jax.checkpoint(body, policy=REMAT[config.remat], prevent_cse=False)
-    return _scan_layers(body, carry, xs)
-
-
-def _scan_layers(body, carry, xs):
-    """``lax.scan`` over layers, in two parts where only the last layers have trained leaves."""
-    firsts = {x.first for x in jax.tree.leaves(xs, is_leaf=_is_tail) if _is_tail(x)}
-    if not firsts:
-        return jax.lax.scan(body, carry, xs)
-    first = min(firsts)
-    frozen = jax.tree.map(lambda x: x.own if _is_tail(x) else x, xs, is_leaf=_is_tail)
-
-    # Indexed in place: slices of the frozen layers would be a copy of them.
-    def below(carry, i):
-        return body(carry, jax.tree.map(lambda x: x[i], frozen))
-
-    def above(x):
-        if not _is_tail(x):
-            return x[first:]
-        return jnp.concatenate([x.own[first : x.first], x.values]) if x.first > first else x.values
-
-    carry, lower = jax.lax.scan(below, carry, jnp.arange(first))
-    carry, upper = jax.lax.scan(body, carry, jax.tree.map(above, xs, is_leaf=_is_tail))
-    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), lower, upper)
-
-
-def _is_tail(leaf: Any) -> bool:
-    return isinstance(leaf, Tail)
-
-
-def without_tails(params: Params) -> Params:
-    """Parameters in which every leaf is one array (see :class:`Tail`)."""
-    return jax.tree.map(lambda x: x.whole() if _is_tail(x) else x, params, is_leaf=_is_tail)
+    return scan_layers(body, carry, xs)
 
 
 def _layer_keys(key: jax.Array | None, depth: int) -> jax.Array | None:
@@ -655,89 +239,6 @@ def _embed(
     if config.embedding_norm:
         x = _norm(config, own["embedding_norm"], x)
     return x
-
-
-class Placed(NamedTuple):
-    """Tokens among which soft ones may have been inserted.
-
-    Attributes:
-      tokens: [N, T] int32; mask: [N, T] bool.
-      places: [N, T'] int32, where the T' tokens that were given are now; None: where they were.
-    """
-
-    tokens: jax.Array
-    mask: jax.Array
-    places: jax.Array | None
-
-
-def place_soft_tokens(
-    config: Config, own: Params, tokens: jax.Array, mask: jax.Array, ends: jax.Array | None = None
-) -> Placed:
-    """Inserts a stack's ``soft_tokens`` where its ``soft_places`` say, as ids -2 - k.
-
-    Row k stands behind the first real token for a place of 1, behind the last of the input for 2,
-    and nowhere for 0 (only where the tokens hold its id already).
-
-    Args:
-      own: the stack's parameters.
-      tokens, mask: [N, T].
-      ends: [N] index of the input's last token, where more follows it; None: the last real one.
-    """
-    places = own.get("soft_places")
-    if places is None:
-        return Placed(tokens, mask, None)
-    n, t = tokens.shape
-    places = jnp.broadcast_to(places, (1, places.shape[-1])) if places.ndim == 1 else places
-    places = jnp.repeat(places, n // len(places), axis=0).astype(jnp.int32)
-    first = jnp.argmax(mask, axis=1)[:, None]
-    last = (t - 1 - jnp.argmax(mask[:, ::-1], axis=1) if ends is None else ends)[:, None]
-    among = jnp.select([places == 1, places == 2], [2 * first + 1, 2 * last + 1], 2 * t)
-    in_order = jnp.broadcast_to(2 * jnp.arange(t), (n, t))
-    order = jnp.argsort(jnp.concatenate([in_order, among], axis=1), axis=1, stable=True)
-    ids = jnp.where(places > 0, -2 - jnp.arange(places.shape[1]), config.pad_id)
-    both = (
-        jnp.concatenate([tokens, ids.astype(tokens.dtype)], axis=1),
-        jnp.concatenate([mask, places > 0], axis=1),
-    )
-    tokens, mask = (jnp.take_along_axis(each, order, axis=1) for each in both)
-    return Placed(tokens, mask, jnp.argsort(order, axis=1)[:, :t])
-
-
-def _take(x: jax.Array, places: jax.Array | None) -> jax.Array:
-    """x [N, T, ...] at places [N, T'], or as it is."""
-    if places is None:
-        return x
-    return jnp.take_along_axis(x, places.reshape(*places.shape, *(1,) * (x.ndim - 2)), axis=1)
-
-
-def _spread(x: jax.Array, places: jax.Array | None, length: int, filling: int) -> jax.Array:
-    """The inverse of :func:`_take`: x [N, T'] at its places in [N, length]."""
-    if places is None:
-        return x
-    rows = jnp.arange(len(x))[:, None]
-    return jnp.full((len(x), length), filling, x.dtype).at[rows, places].set(x)
-
-
-def _overwrite_prompt(params: Params, x: jax.Array) -> jax.Array:
-    """A layer's input [N, T, D] with its own rows in the places of the stack's soft prompt.
-
-    Raises:
-      InputError: the stack's prompt has another number of rows.
-    """
-    rows = params.get("prompt")
-    if rows is None:
-        return x
-    length = rows.shape[-2]
-    if length > x.shape[1]:
-        raise InputError(f"a prompt of {length} rows at every layer finds {x.shape[1]} places")
-    rows = rows.astype(x.dtype)
-    before = x[:, :length]
-    if rows.ndim == 3:
-        rows = jnp.repeat(rows, len(x) // len(rows), axis=0)
-    if "prompt_mask" in params:
-        own = jnp.repeat(params["prompt_mask"], len(x) // len(params["prompt_mask"]), axis=0)
-        rows = jnp.where(own[..., None], rows, before)
-    return jnp.concatenate([jnp.broadcast_to(rows, before.shape), x[:, length:]], axis=1)
 
 
 def _check_length(config: Config, params: Params, stack: str, length: int) -> None:
@@ -959,7 +460,7 @@ class Encoded(NamedTuple):
         """Hidden states [B, S', D] of the S' tokens that were given."""
         if self.places is None:
             return self.hidden[:, self.hidden.shape[1] - length :]
-        return _take(self.hidden, self.places)
+        return take(self.hidden, self.places)
 
 
 def encode(
@@ -989,7 +490,7 @@ def encode(
         raise InputError(
             "encoder_segment_ids: packed examples cannot share an encoder prompt; turn packing off"
         )
-    types = None if types is None else _spread(types, places, tokens.shape[1], 0)
+    types = None if types is None else spread(types, places, tokens.shape[1], 0)
     real = tokens != config.pad_id
     mask, real = (_with_prompt(params, "encoder", each) for each in (mask, real))
     places = None if places is None else places + prompt
@@ -1007,7 +508,7 @@ def encode(
 
     def layer(x, xs):
         p, k = xs
-        x = _overwrite_prompt(p, x)
+        x = overwrite_prompt(p, x)
         own = None
 
         def attention(y):
@@ -1131,7 +632,7 @@ def cross_keys_values(
     def layer(_, p):
         return None, _keys_values(config, p, encoded.hidden)
 
-    return _scan_layers(layer, None, params["decoder"]["layers"]["cross_attention"])[1]
+    return scan_layers(layer, None, params["decoder"]["layers"]["cross_attention"])[1]
 
 
 def _causal(mask: jax.Array) -> jax.Array:
@@ -1165,7 +666,7 @@ def _run_decoder(
 
     def layer(x, xs):
         p, k, shared, read, local = xs
-        x = _overwrite_prompt(p, x)
+        x = overwrite_prompt(p, x)
         bias, turn = view.of_layer(local)
         own = None
 
@@ -1295,7 +796,7 @@ def decode_text(
         if given is not None:
             raise InputError("decoder_positions cannot be given where soft tokens are inserted")
         if both_ways is not None:
-            both_ways = _spread(both_ways, places, tokens.shape[1], 1)
+            both_ways = spread(both_ways, places, tokens.shape[1], 1)
     mask = _with_prompt(params, "decoder", mask)
     _check_length(config, params, "decoder", mask.shape[1])
     positions = _positions(config, params, "decoder", mask)
@@ -1314,7 +815,7 @@ def decode_text(
     view = _view(config, params, "decoder", positions, positions, visible)
     x = _embed(config, params, "decoder", tokens, positions)
     x, _ = _run_decoder(config, params, x, view, key)
-    return _finish(config, params["decoder"], _take(x[:, rows:], places), key)
+    return _finish(config, params["decoder"], take(x[:, rows:], places), key)
 
 
 def _ends_of_inputs(both_ways: jax.Array | None) -> jax.Array | None:
@@ -1415,7 +916,7 @@ def decode_step(
         # be two arrays, and all of it copied at every step.
         x, cache = carry
         p, shared, read, local, index = xs
-        x = _overwrite_prompt(p, x)
+        x = overwrite_prompt(p, x)
         bias, turn = view.of_layer(local)
 
         def self_attention(y):

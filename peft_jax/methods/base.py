@@ -25,7 +25,7 @@ import numpy as np
 from peft_jax import layers, tree
 from peft_jax.backbones.base import Backbone, Slot, check_slots
 from peft_jax.errors import InputError
-from peft_jax.transformer import PerTask, Tail
+from peft_jax.stacks import PerTask, Tail
 from peft_jax.tree import Params
 
 
@@ -244,8 +244,8 @@ class OfTasks(Lazy):
     Attributes:
       leaves: one for each adapter: an array, :class:`AtLayers`, or None.
       neutral: the value that changes nothing where the backbone has no leaf of its own.
-      grown: the axis along which shorter leaves are filled up (a rank, a prompt's rows), as an index
-        from behind, and 0 for none.
+      grown: the axis along which shorter leaves are filled up (a rank, a prompt's rows), as an
+        index from behind, and 0 for none.
       stacked: whether the place lies in a stack of layers.
       in_front: whether they are filled in front; filling: with what.
       least: the smallest size of that axis.
@@ -291,8 +291,8 @@ class OfTasks(Lazy):
 # --------------------------------------------------------------------------------------------
 # Merge and fold
 # --------------------------------------------------------------------------------------------
-# Modules that an adapter may bring where the backbone has none; bottleneck adapters stand beside the
-# sub-layers that they are named after.
+# Modules that an adapter may bring where the backbone has none; bottleneck adapters stand beside
+# the sub-layers that they are named after.
 BROUGHT = ("classifier", "verbalizer")
 
 
