@@ -1,17 +1,20 @@
 """How a model answers a task, and what follows from it: its objective and its scores.
 
-==============  ===============================  ==================================================
-answer          models                           a row's prediction
-==============  ===============================  ==================================================
-``choices``     encoder-decoder, decoder-only    the answer choice that it would most likely write
-``head``        all                              the class of a head, which the adapter brings
-``verbalizer``  encoders with a masked-LM head   the answer whose one token fits best at the mask
-==============  ===============================  ==================================================
+======================  ==============================  ==========================================
+answer                  models                          a row's prediction
+======================  ==============================  ==========================================
+``choices``             encoder-decoder, decoder-only   the choice that it would most likely write
+``head``                all                             the class of a head that the adapter brings
+``verbalizer``          encoders with a masked-LM head  the answer whose one token fits best at
+                                                        the mask
+``trained_verbalizer``  all that score tokens           the class whose trained vector fits best
+                                                        where the answer goes (``methods.warp``)
+======================  ==============================  ==========================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -19,21 +22,39 @@ import jax
 from peft_jax import scoring
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
-from peft_jax.objectives import Objective, head_objective, tfew_objective, verbalizer_objective
+from peft_jax.objectives import (
+    Objective,
+    head_objective,
+    tfew_objective,
+    trained_verbalizer_objective,
+    verbalizer_objective,
+)
 from peft_jax.transformer import Batch
 from peft_jax.tree import Params
 
-Answer = Literal["choices", "head", "verbalizer"]
+Answer = Literal["choices", "head", "verbalizer", "trained_verbalizer"]
 Score = Callable[[Backbone, Params, Batch], jax.Array]
 
 
-def find_answer(wanted: str, backbone: Backbone) -> Answer:
+def find_answer(wanted: str, backbone: Backbone, methods: Sequence[str] = ()) -> Answer:
     """The way in which a backbone answers; "auto" is choices, or a head where it cannot write.
 
+    Args:
+      methods: names of the methods that are trained: of ``warp``, "auto" is its own verbaliser.
+
     Raises:
-      InputError: the backbone cannot answer so.
+      InputError: the backbone cannot answer so, or the methods do not.
     """
     config = backbone.config
+    if "warp" in methods and wanted not in ("auto", "trained_verbalizer"):
+        raise InputError(f"answer {wanted!r}: warp answers with the verbaliser that it trains")
+    if wanted == "trained_verbalizer" or (wanted == "auto" and "warp" in methods):
+        if not config.lm_head:
+            raise InputError(
+                f"answer 'trained_verbalizer': {backbone.name!r} has no language-model head in its "
+                "checkpoint, whose place the class vectors take; take 'head'"
+            )
+        return "trained_verbalizer"
     if wanted == "auto":
         return "head" if config.kind == "encoder" else "choices"
     if wanted == "choices" and config.kind == "encoder":
@@ -65,12 +86,18 @@ def mask_token(backbone: Backbone) -> int:
     return mask_id
 
 
+def _mask_of_encoder(backbone: Backbone) -> int | None:
+    return mask_token(backbone) if backbone.config.kind == "encoder" else None
+
+
 def make_objective(answer: Answer, backbone: Backbone, **tfew: float) -> Objective:
     """The objective of an answer; ``tfew`` are the arguments of ``tfew_objective``."""
     if answer == "head":
         return head_objective()
     if answer == "verbalizer":
         return verbalizer_objective(mask_token(backbone))
+    if answer == "trained_verbalizer":
+        return trained_verbalizer_objective(_mask_of_encoder(backbone))
     return tfew_objective(**tfew)  # type: ignore[arg-type]
 
 
@@ -84,6 +111,9 @@ def make_score(
     """``score(backbone, params, batch) -> [B, C]`` log-probabilities, -inf where no choice is."""
     if answer == "head":
         return scoring.score_labels
+    if answer == "trained_verbalizer":
+        place = _mask_of_encoder(backbone)
+        return lambda b, params, batch: scoring.score_classes(b, params, batch, place)
     if answer == "verbalizer":
         mask_id = mask_token(backbone)
         return lambda b, params, batch: scoring.score_verbalizers(b, params, batch, mask_id)

@@ -127,10 +127,11 @@ class Experiment(MethodFields):
     """"tiny" (embedded), or the path of a Hugging Face checkpoint folder."""
     method: tuple[str, ...] = ("ia3",)
     """One method, or several that are composed; `peft-jax methods` lists them."""
-    answer: Literal["auto", "choices", "head", "verbalizer"] = "auto"
+    answer: Literal["auto", "choices", "head", "verbalizer", "trained_verbalizer"] = "auto"
     """How the model answers: by the choice that it would most likely write; by a classification
-    head, trained in the adapter; by one token at the mask of a masked-LM. auto: choices, or a head
-    where the model is an encoder."""
+    head, trained in the adapter; by one token at the mask of a masked-LM; by the class vectors of
+    warp. auto: warp's own where it is trained, else choices, or a head where the model is an
+    encoder."""
     seed: int = 42
     """Of the few-shot draw, the order of batches and templates, initialisation and dropout."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

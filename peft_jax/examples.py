@@ -120,6 +120,11 @@ class ChoiceExamples:
         """The number of templates."""
         return len(self.template_names)
 
+    @property
+    def has_markers(self) -> bool:
+        """Whether an input has the id of a row that a method trains."""
+        return markers.is_soft(int(self.encoder_input_tokens.min()))
+
     def subset(
         self,
         examples: Sequence[int] | slice | None = None,
@@ -175,8 +180,7 @@ class ChoiceExamples:
             soft_rows: that a method has for markers (see `peft_jax.markers`); None: not known yet.
         """
         if soft_rows is not None:
-            lowest = int(self.encoder_input_tokens.min())
-            markers.check_rows([lowest], soft_rows, self.task)
+            markers.check_rows([int(self.encoder_input_tokens.min())], soft_rows, self.task)
         largest = max(int(self.encoder_input_tokens.max()), int(self.choices.max()))
         if largest >= vocab_size:
             raise InputError(

@@ -21,7 +21,7 @@ import platform
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from peft_jax import report, sharding, tree
 from peft_jax._version import __version__
 from peft_jax.adapter import FILE as ADAPTER_FILE
 from peft_jax.adapter import save_adapter
-from peft_jax.answers import find_answer, make_objective, make_score
+from peft_jax.answers import Answer, find_answer, make_objective, make_score
 from peft_jax.backbones import Backbone, load_backbone
 from peft_jax.checkpoint import Checkpoints
 from peft_jax.config import DataConfig, Experiment, check, first_difference, make_method, to_json
@@ -51,6 +51,7 @@ from peft_jax.methods import (
     with_information,
 )
 from peft_jax.methods.fish_mask import information_targets, others, wants_information
+from peft_jax.methods.prompt_places import marker_rows
 from peft_jax.objectives import Objective
 from peft_jax.optimizers import make_optimizer
 from peft_jax.progress import TrainingProgress, step_bar
@@ -92,7 +93,7 @@ def open_scorer(
 ) -> Scorer:
     """The compiled scorer that an experiment describes; see ``evaluation.make_scorer``."""
     score = make_score(
-        find_answer(config.answer, backbone),
+        answer_of(config, backbone, method),
         backbone,
         length_normalization=config.evaluation.length_normalization,
         memory_budget=config.evaluation.memory_budget_mb * 2**20,
@@ -100,10 +101,39 @@ def open_scorer(
     return make_scorer(backbone, method, mesh=mesh, score=score)
 
 
+def answer_of(config: Experiment, backbone: Backbone, method: Method | None = None) -> Answer:
+    """How an experiment's model answers.
+
+    Args:
+      method: one that was loaded; None: those that the experiment trains.
+    """
+    names = config.method if method is None else method_names(method)
+    return find_answer(config.answer, backbone, names)
+
+
+def method_names(method: Method) -> tuple[str, ...]:
+    """The names of a method, or of those that it is composed of."""
+    return tuple(part["name"] for part in method.spec.get("methods", [method.spec]))
+
+
+def check_method(method: Method, backbone: Backbone, *several: ChoiceExamples) -> None:
+    """Raises InputError unless a method has a row for each marker, and a class for each answer."""
+    stored = jax.eval_shape(method.init, jax.random.key(0), backbone)
+    bound = jax.eval_shape(method.bind, stored)
+    for examples in several:
+        examples.check_fits(backbone.config.vocab_size, marker_rows(bound))
+        answers = examples.choices.shape[1]
+        if "verbalizer" in bound and bound["verbalizer"]["kernel"].shape[1] != answers:
+            raise InputError(
+                f"warp trains {bound['verbalizer']['kernel'].shape[1]} class vectors and "
+                f"{examples.task} has {answers} answers; give --warp.labels {answers}"
+            )
+
+
 def open_method(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> Method:
     """The method that is trained: with a head for the examples' classes, where that answers."""
     method = make_method(config)
-    if find_answer(config.answer, backbone) != "head":
+    if answer_of(config, backbone) != "head":
         return method
     labels = examples.choices.shape[1]
     if "full" in config.method and backbone.config.num_labels == labels:
@@ -119,15 +149,16 @@ def open_examples(
     *,
     training: bool,
     answer: str = "auto",
+    methods: Sequence[str] = (),
 ) -> ChoiceExamples:
     """The training draw, or the evaluation split, as arrays.
 
     Args:
       seed: of the few-shot draw, where the data's own is not set.
       training: which of the two.
-      answer: how the backbone answers, see ``answers.find_answer``.
+      answer, methods: how the backbone answers, see ``answers.find_answer``.
     """
-    answer = find_answer(answer, backbone)
+    answer = find_answer(answer, backbone, methods)
     if backbone.vocabulary is None:
         raise InputError(
             f"backbone {backbone.name!r} has no vocabulary: tokens cannot be made or compared"
@@ -165,13 +196,15 @@ def _tokenise(task, data: DataConfig, backbone: Backbone, seed: int, training: b
         **source,
     }
     make: Any = prepare.choice_examples
-    if answer == "choices":
+    kind = backbone.config.kind
+    if answer == "choices" or (answer == "trained_verbalizer" and kind != "encoder"):
         options["max_choice_length"] = data.max_choice_length
-        options["kind"] = backbone.config.kind
+        options["kind"] = kind
     elif answer == "head":
-        options["kind"] = backbone.config.kind
+        options["kind"] = kind
         make = encoders.label_examples
     else:
+        options["one_token"] = answer == "verbalizer"
         make = encoders.verbalizer_examples
     return make(task, data.train_split if training else data.evaluation_split, **options)
 
@@ -244,8 +277,9 @@ def set_up(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> 
     method = open_method(config, backbone, examples)
     mesh = sharding.make_mesh(training.batch_size // training.accumulate, training.devices)
     optimizer = make_optimizer(config.optimizer.over(training.steps), method)
+    check_method(method, backbone, examples)
     objective = make_objective(
-        find_answer(config.answer, backbone),
+        answer_of(config, backbone),
         backbone,
         **dataclasses.asdict(config.loss),
         memory_budget=config.evaluation.memory_budget_mb * 2**20,
@@ -314,11 +348,13 @@ def run(
             config.seed,
             training=training,
             answer=config.answer,
+            methods=config.method,
         )
         for training in (True, False)
     )
     _check_labels(train_examples)
     training = set_up(config, backbone, train_examples)
+    check_method(training.method, backbone, test_examples)
     _open_folder(config, output, overwrite)
     return _Run(output, training, test_examples, console).go(resume)
 
@@ -380,13 +416,18 @@ class _Run:
         self._compiled: tuple[int, float] | None = None  # first step made here, seconds by then
         self._eval_mesh = evaluation_mesh(self.config)
         self._score = open_scorer(self.config, training.backbone, training.method, self._eval_mesh)
-        # A head that the adapter brings says nothing before it is trained.
-        answer = find_answer(self.config.answer, training.backbone)
-        self._zero_shot = self.config.evaluation.zero_shot and (
-            answer != "head" or training.backbone.config.num_labels == test.choices.shape[1]
-        )
+        self._zero_shot = self.config.evaluation.zero_shot and self._answers_frozen(test)
         self._score_frozen = open_scorer(self.config, training.backbone, None, self._eval_mesh)
         self._eval_frozen = sharding.replicate(self._eval_mesh, training.backbone.params)
+
+    def _answers_frozen(self, test: ChoiceExamples) -> bool:
+        """Whether the backbone by itself says anything: it reads no markers, and a head or a
+        verbaliser that the adapter brings says nothing before it is trained."""
+        backbone = self.training.backbone
+        answer = answer_of(self.config, backbone)
+        if answer == "head":
+            return backbone.config.num_labels == test.choices.shape[1]
+        return answer != "trained_verbalizer" and not test.has_markers
 
     def go(self, resume: bool) -> dict[str, Any]:
         from peft_jax.metrics_log import MetricsLog
@@ -500,7 +541,7 @@ class _Run:
     def _finish(self, evaluation: Evaluation) -> dict[str, Any]:
         run, config = self.training, self.config
         adapter = jax.device_get(run.state.stored)
-        answer = find_answer(config.answer, run.backbone)
+        answer = answer_of(config, run.backbone)
         details = {
             "task": config.task,
             "answer": answer,

@@ -20,10 +20,18 @@ from peft_jax.config import Experiment, check
 from peft_jax.decoding import Decoding, cut_text, generate
 from peft_jax.errors import InputError
 from peft_jax.evaluation import evaluate
-from peft_jax.experiment import evaluation_mesh, open_backbone, open_examples, open_scorer
+from peft_jax.experiment import (
+    check_method,
+    evaluation_mesh,
+    method_names,
+    open_backbone,
+    open_examples,
+    open_scorer,
+)
 from peft_jax.methods import merge
+from peft_jax.methods.prompt_places import marker_rows
 from peft_jax.progress import step_bar
-from peft_jax.scoring import score_choices, score_labels, score_verbalizers
+from peft_jax.scoring import score_choices, score_classes, score_labels, score_verbalizers
 from peft_jax.tokenizer import Tokenizer, check_fits, kind_of, load_tokenizer, row_ids
 
 
@@ -36,6 +44,9 @@ def evaluate_adapter(
         raise InputError(f"output {output} is not empty; give a new folder")
     backbone = open_backbone(config)
     adapter, method = load_adapter(adapter_folder, backbone)
+    answer = read_header(adapter_folder)["details"].get("answer")
+    if config.answer == "auto" and answer is not None:
+        config = dataclasses.replace(config, answer=answer)  # as it was trained
     examples = open_examples(
         config.task,
         config.data,
@@ -43,7 +54,9 @@ def evaluate_adapter(
         config.seed,
         training=False,
         answer=config.answer,
+        methods=method_names(method),
     )
+    check_method(method, backbone, examples)
     mesh = evaluation_mesh(config)
     scorer = open_scorer(config, backbone, method, mesh)
     with step_bar(console, "evaluation", len(examples)) as advance:
@@ -98,20 +111,24 @@ def predict_text(
     _check_drawing(decoding, seed)
     backbone = load_backbone(source)
     adapter, method = load_adapter(adapter_folder, backbone)
-    params = merge(backbone.params, method.bind(adapter))
+    bound = method.bind(adapter)
+    params = merge(backbone.params, bound)
     details = read_header(adapter_folder)["details"]
     answer = details.get("answer")
-    if choices or answer in ("head", "verbalizer"):
+    if choices or answer in ("head", "verbalizer", "trained_verbalizer"):
         _refuse_decoding(decoding)
     if answer == "head":
         return _rank_classes(backbone, params, text, pair, choices, details.get("labels") or ())
+    rows = marker_rows(bound)
     if pair is not None:
         raise InputError("a pair of texts is read by an adapter with a classification head alone")
     if answer == "verbalizer":
-        return _rank_at_mask(backbone, params, text, choices)
+        return _rank_at_mask(backbone, params, text, choices, rows)
+    if answer == "trained_verbalizer":
+        return _rank_trained(backbone, params, text, choices, rows)
     config, tokenizer = backbone.config, _tokenizer(backbone)
     ids, encoded = row_ids(tokenizer, kind_of(config), text, choices)
-    check_fits([id for row in (ids, *encoded) for id in row], config.vocab_size, "the texts")
+    check_fits([id for row in (ids, *encoded) for id in row], config.vocab_size, "the texts", rows)
     batch = {"encoder_input_tokens": np.asarray([ids], np.int32)}
     if not choices:
         return _write(backbone, params, batch, decoding, seed or 0, tokenizer)
@@ -174,16 +191,42 @@ def _rank_classes(backbone, params, text, pair, choices, labels) -> list[tuple[s
     return sorted(zip(names, scores, strict=True), key=lambda x: -x[1])
 
 
-def _rank_at_mask(backbone, params, text, choices) -> list[tuple[str, float | None]]:
+def _rank_trained(backbone, params, text, choices, rows) -> list[tuple[str, float | None]]:
+    """The classes of a trained verbaliser, by the names that are given to them in order."""
+    tokenizer, mask_id = _any_tokenizer(backbone), None
+    if backbone.config.kind == "encoder":
+        mask_id = mask_token(backbone)
+        ids = tokenizer.masked_ids(_with_mask(tokenizer, mask_id, text)).ids
+    else:
+        ids, _ = row_ids(tokenizer, kind_of(backbone.config), text, ())
+    check_fits(ids, backbone.config.vocab_size, "the text", rows)
+    classes = params["verbalizer"]["kernel"].shape[-1]
+    if choices and len(choices) != classes:
+        raise InputError(f"{len(choices)} choices; the adapter has {classes} classes to name")
+    batch = {
+        "encoder_input_tokens": np.asarray([ids], np.int32),
+        "choice_mask": np.ones((1, classes), bool),
+    }
+    scores = np.asarray(score_classes(backbone, params, batch, mask_id))[0].tolist()
+    names = choices or [str(i) for i in range(classes)]
+    return sorted(zip(names, scores, strict=True), key=lambda x: -x[1])
+
+
+def _with_mask(tokenizer: Tokenizer, mask_id: int, text: str) -> str:
+    """The text with its mask; where it names none, in the place that training used, behind it."""
+    mask = tokenizer.token(mask_id)
+    return text if mask is not None and mask in text else f"{text} {mask}"
+
+
+def _rank_at_mask(backbone, params, text, choices, rows) -> list[tuple[str, float | None]]:
     if not choices:
         raise InputError("the adapter fills a mask: give the words to rank (--choices)")
     from peft_jax.tasks.encoders import one_token
 
     tokenizer, mask_id = _any_tokenizer(backbone), mask_token(backbone)
-    mask = tokenizer.token(mask_id)
-    # The place that training used where a template names none: behind the input.
-    text = text if mask is not None and mask in text else f"{text} {mask}"
+    text = _with_mask(tokenizer, mask_id, text)
     ids = tokenizer.masked_ids(text).ids
+    check_fits(ids, backbone.config.vocab_size, "the text", rows)
     words = [[one_token(tokenizer, text, choice)] for choice in choices]
     batch = {
         "encoder_input_tokens": np.asarray([ids], np.int32),

@@ -174,3 +174,19 @@ def verbalizer_objective(mask_id: int) -> Objective:
         return _ranked(scores, batch, batch["choice_mask"], counts["examples"])
 
     return Objective(_examples, value)
+
+
+def trained_verbalizer_objective(mask_id: int | None = None) -> Objective:
+    """Cross-entropy over the classes of a verbaliser that a method trains.
+
+    Hambardzumyan et al. 2021 (WARP), section 3.1.
+
+    Batches: ``encoder_input_tokens`` [B, S], of an encoder with one ``mask_id`` a row, ``label``
+    [B], ``choice_mask`` [B, C], which classes the row has, and optionally ``weight`` [B].
+    """
+
+    def value(config, params, batch, key, counts):
+        scores = scoring.class_logits(config, params, batch, mask_id, key)
+        return _ranked(scores, batch, batch["choice_mask"], counts["examples"])
+
+    return Objective(_examples, value)

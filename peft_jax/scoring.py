@@ -161,6 +161,42 @@ def score_verbalizers(backbone: Backbone, params: Params, batch: Batch, mask_id:
     return jnp.where(batch["choice_mask"], scores, -jnp.inf)
 
 
+def class_logits(
+    config: Config,
+    params: Params,
+    batch: Batch,
+    mask_id: int | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """``transformer.verbalize``, [B, C] float32, for batches whose rows have C choices.
+
+    Raises:
+      InputError: the verbaliser has another number of classes.
+    """
+    logits = transformer.verbalize(config, params, batch, mask_id, key)
+    classes, choices = logits.shape[1], batch["choice_mask"].shape[1]
+    if classes != choices:
+        raise InputError(
+            f"the verbaliser has {classes} classes and the task {choices} answers; train it with "
+            f"labels={choices}"
+        )
+    return logits
+
+
+def score_classes(
+    backbone: Backbone, params: Params, batch: Batch, mask_id: int | None = None
+) -> jax.Array:
+    """Log-probabilities [B, C] float32 of a trained verbaliser's classes; -inf where no choice is.
+
+    Args:
+      params: with the leaves of ``methods.warp``.
+      batch: ``encoder_input_tokens`` [B, S] and ``choice_mask`` [B, C].
+      mask_id: the mask token of a masked-LM encoder.
+    """
+    logits = class_logits(backbone.config, params, batch, mask_id)
+    return jax.nn.log_softmax(jnp.where(batch["choice_mask"], logits, -jnp.inf), axis=-1)
+
+
 def predictions(scores: Any) -> jax.Array:
     """Index [B] of the best choice."""
     return jnp.argmax(scores, axis=-1)

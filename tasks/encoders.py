@@ -110,6 +110,7 @@ def verbalizer_examples(
     few_shot_style: str = "tfew",
     multiple: int = 1,
     pad_id: int = 0,
+    one_token: bool = True,
     progress: bool = False,
 ) -> ChoiceExamples:
     """Tokenises a split for a masked-LM: prompts with a mask where the answer goes (PET, WARP).
@@ -119,9 +120,11 @@ def verbalizer_examples(
 
     Args: as in `peft_jax.tasks.prepare.choice_examples`. An input that is too long is cut at its
         two ends and keeps the mask.
+        one_token: whether each answer must be one token, which stands in the mask's place (PET); a
+            trained verbaliser (WARP) reads no answer, and any name will do for a class.
 
     Returns rows whose ``choices`` [R, C, 1] are the answers' tokens in the mask's place, without
-    EOS; ``details["mask_id"]`` is the mask's token.
+    EOS (or [R, C, T], the classes' names); ``details["mask_id"]`` is the mask's token.
 
     Raises InputError besides for an answer of more than one token at the mask, which it names with
     its pieces, for one that is unknown to the vocabulary or the same token as another, and for a
@@ -141,7 +144,7 @@ def verbalizer_examples(
         rows = found.prompted(split, lambda examples: track(examples, f"{task}: prompts"))
         texts = [row.input if mask in row.input else f"{row.input} {mask}" for row in rows]
         made = [
-            _mask_tokens(tokenizer, found, row, text, max_input_length)
+            _mask_tokens(tokenizer, found, row, text, max_input_length, one_token)
             for row, text in track(list(zip(rows, texts, strict=True)), f"{task}: tokens")
         ]
     details = describe(
@@ -153,7 +156,7 @@ def verbalizer_examples(
         split=split,
         template_names=tuple(template.name for template in found.templates),
         encoder_input_tokens=tokens,
-        **_padded_choices([[[id] for id in answers] for _, answers in made], pad_id),
+        **_padded_choices([answers for _, answers in made], pad_id),
         label=np.asarray([row.label for row in rows], np.int32),
         example=np.asarray([row.example for row in rows], np.int32),
         template=np.asarray([row.template for row in rows], np.int32),
@@ -161,7 +164,9 @@ def verbalizer_examples(
         details=details,
         pad_id=pad_id,
     ).trimmed(multiple)
-    return dataclasses.replace(examples, choices=examples.choices[..., :1])
+    return (
+        dataclasses.replace(examples, choices=examples.choices[..., :1]) if one_token else examples
+    )
 
 
 # --------------------------------------------------------------------------------------------
@@ -230,13 +235,20 @@ def _with_mask(task: PromptedTask, mask: str) -> PromptedTask:
 
 
 def _mask_tokens(
-    tokenizer: Tokenizer, task: PromptedTask, row: PromptedRow, text: str, max_input_length: int
-) -> tuple[Tokens, list[int]]:
+    tokenizer: Tokenizer,
+    task: PromptedTask,
+    row: PromptedRow,
+    text: str,
+    max_input_length: int,
+    single: bool,
+) -> tuple[Tokens, list[list[int]]]:
     """The input and the answers' tokens of one row."""
     where = f"template {task.templates[row.template].name!r}, example {row.example} of {task.name}"
     answers: dict[int, str] = {}
     try:
         tokens = tokenizer.masked_ids(text, max_length=max_input_length)
+        if not single:
+            return tokens, [tokenizer.encode(choice) for choice in row.choices]
         for choice in row.choices:
             id = one_token(tokenizer, text, choice)
             if id in answers:
@@ -247,7 +259,7 @@ def _mask_tokens(
             answers[id] = choice
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    return tokens, list(answers)
+    return tokens, [[id] for id in answers]
 
 
 def one_token(tokenizer: Tokenizer, text: str, choice: str) -> int:

@@ -37,6 +37,12 @@ def row_name(placement: str) -> str:
     return "prompt" if placement == "front" else "soft_tokens"
 
 
+def marker_rows(bound: Params) -> int:
+    """How many rows a method's bound leaves have for markers; works on abstract trees too."""
+    found = [stack["soft_tokens"] for name, stack in bound.items() if "soft_tokens" in stack]
+    return found[0].shape[-2] if found else 0
+
+
 def placed(rows: jax.Array, placement: str) -> Params:
     """A stack's leaves for rows [P, D]."""
     leaves: Params = {row_name(placement): rows}

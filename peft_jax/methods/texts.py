@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,18 @@ import numpy as np
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
 
+if TYPE_CHECKING:
+    from peft_jax.tokenizer import Tokenizer
 
-def token_ids(texts: Sequence[str], backbone: Backbone, what: str = "text") -> list[np.ndarray]:
+
+def token_ids(
+    texts: Sequence[str], backbone: Backbone, what: str = "text", *, within: bool = False
+) -> list[np.ndarray]:
     """Each text's tokens [t] int32, without special ones, by the backbone's own vocabulary.
 
     Args:
       what: the word that an error uses for one of them.
+      within: as they are within a text, where byte-level vocabularies join a space to a word.
 
     Raises:
       InputError: the backbone has no vocabulary, or a text has no tokens or markers in it.
@@ -28,12 +36,19 @@ def token_ids(texts: Sequence[str], backbone: Backbone, what: str = "text") -> l
     from peft_jax.tokenizer import check_fits, load_tokenizer
 
     tokenizer = load_tokenizer(backbone.vocabulary)
-    encoded = [tokenizer.encode(text) for text in texts]
+    encode = functools.partial(_within_text, tokenizer) if within else tokenizer.encode
+    encoded = [encode(text) for text in texts]
     for given, ids in zip(texts, encoded, strict=True):
         if not ids:
             raise InputError(f"{what} {given!r} has no tokens to start from")
         check_fits(ids, backbone.config.vocab_size, f"{what} {given!r}")
     return [np.asarray(ids, np.int32) for ids in encoded]
+
+
+def _within_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    front = tokenizer.encode("a")
+    joined = tokenizer.encode(f"a {text}")
+    return joined[len(front) :] if joined[: len(front)] == front else tokenizer.encode(text)
 
 
 def read_embedding(backbone: Backbone) -> jax.Array:

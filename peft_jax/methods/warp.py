@@ -129,7 +129,7 @@ def _of_words(words: tuple[str, ...], backbone: Backbone) -> Params:
         raise InputError(
             f"words: {backbone.name!r} has no language-model head to take their vectors from"
         )
-    first = np.asarray([ids[0] for ids in token_ids(_in_text(words), backbone, "word")])
+    first = np.asarray([ids[0] for ids in token_ids(words, backbone, "word", within=True)])
     head = params.get("lm_head", {})
     if config.tied_head:
         kernel = params["token_embedder"]["embedding"][first].T
@@ -137,8 +137,3 @@ def _of_words(words: tuple[str, ...], backbone: Backbone) -> Params:
         kernel = head["kernel"][:, first]
     own = head["bias"][first].astype(jnp.float32) if "bias" in head else jnp.zeros(len(words))
     return {"kernel": kernel.astype(jnp.float32), "bias": own}
-
-
-def _in_text(words: tuple[str, ...]) -> tuple[str, ...]:
-    """The words as they stand within a text: byte-level vocabularies join a space to them."""
-    return tuple(f" {word.strip()}" for word in words)
