@@ -200,10 +200,12 @@ def make_optimizer(
         0.003
     """
     learning_rate_at(config, 0)  # a schedule without its end is known now, not in the first step
-    adalora = rank_allocation.adalora_of(method)
-    clipping = []
-    if adalora and adalora["orthogonality"]:
-        clipping.append(rank_allocation.add_orthogonality(adalora["orthogonality"]))
+    adaloras = rank_allocation.adaloras_of(method)
+    clipping = [
+        rank_allocation.add_orthogonality(adalora["orthogonality"], within)
+        for within, adalora in adaloras.items()
+        if adalora["orthogonality"]
+    ]
     if config.clip_norm is not None:
         clipping.append(optax.clip_by_global_norm(config.clip_norm))
     stages = _direction(config)
@@ -215,21 +217,18 @@ def make_optimizer(
     if config.name == "adafactor_t5x" and config.weight_decay:
         # After the learning rate, which T5X does not multiply it by; updates are negative here.
         stages.append(optax.add_decayed_weights(-config.weight_decay))
-    if adalora is None:
+    if not adaloras:
         return optax.chain(*clipping, *stages)
-    return optax.chain(*clipping, _allocated(optax.chain(*stages), config, adalora))
-
-
-def _allocated(
-    optimizer: optax.GradientTransformation, config: OptimizerConfig, adalora: dict[str, Any]
-) -> optax.GradientTransformation:
-    """The optimiser with AdaLoRA's allocation, whose schedule is the run's length."""
     if config.total_steps is None:
         raise InputError("adalora takes ranks away over a run: it needs optimizer.total_steps")
+    optimizer = optax.chain(*stages)
     names = ("target_rank", "initial_steps", "final_steps", "interval", "beta1", "beta2")
-    return rank_allocation.allocate_ranks(
-        optimizer, config.total_steps, **{name: adalora[name] for name in names}
-    )
+    for within, adalora in adaloras.items():
+        given = {name: adalora[name] for name in names}
+        optimizer = rank_allocation.allocate_ranks(
+            optimizer, config.total_steps, **given, within=within
+        )
+    return optax.chain(*clipping, optimizer)
 
 
 def _direction(config: OptimizerConfig) -> list[optax.GradientTransformation]:

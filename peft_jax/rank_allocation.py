@@ -11,7 +11,7 @@ zero in ``lora_e``, and nothing is compiled again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ import optax
 from peft_jax import tree
 from peft_jax.errors import InputError
 from peft_jax.methods.base import Method
+from peft_jax.methods.base import _labels as compose_labels
 from peft_jax.methods.lora import leaves_named
 from peft_jax.tree import Params
 
@@ -46,18 +47,25 @@ class AllocationState(NamedTuple):
     kept: Params
 
 
-def adalora_of(method: Method | None) -> dict[str, Any] | None:
-    """The arguments of the AdaLoRA in a method, alone or composed; None if there is none.
+def adaloras_of(method: Method | None) -> dict[str, dict[str, Any]]:
+    """Every AdaLoRA in a method: where its leaves start in the stored tree -> its arguments.
 
-    Raises:
-      InputError: there are several: their budgets would be one.
+    It is at the top by itself (""), in a composition under its label ("adalora/"), and in a
+    ``multitask`` under its task's name; each has a budget of its own.
     """
-    spec = {} if method is None else method.spec
-    parts = spec["methods"] if spec.get("name") == "compose" else [spec]
-    found = [part for part in parts if part.get("name") == "adalora"]
-    if len(found) > 1:
-        raise InputError("two adaloras are composed; give one all the targets: ranks are shared")
-    return found[0] if found else None
+    return {} if method is None else dict(_adaloras("", method.spec))
+
+
+def _adaloras(path: str, spec: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    if spec["name"] == "adalora":
+        yield path, dict(spec)
+    elif spec["name"] == "compose":
+        parts = spec["methods"]
+        for label, part in zip(compose_labels([p["name"] for p in parts]), parts, strict=True):
+            yield from _adaloras(f"{path}{label}/", part)
+    elif spec["name"] == "multitask":
+        for task in spec["tasks"]:
+            yield from _adaloras(f"{path}{task['task']}/", task["method"])
 
 
 def allocate_ranks(
@@ -70,6 +78,7 @@ def allocate_ranks(
     interval: int = 1,
     beta1: float = 0.85,
     beta2: float = 0.85,
+    within: str = "",
 ) -> optax.GradientTransformation:
     """An optimiser after whose updates the least important singular values are zero.
 
@@ -88,11 +97,16 @@ def allocate_ranks(
       optimizer: what makes the updates; its gradients are those that importance is measured with.
       total_steps: updates of the whole run.
       target_rank, initial_steps, final_steps, interval, beta1, beta2: see ``adalora``.
+      within: only leaves whose paths start like this have ranks, and share the budget.
 
     Raises:
       InputError: no step is left between the initial and the final ones.
     """
     last = total_steps - final_steps
+
+    def is_factor(path: str, params: Params) -> bool:
+        return path.startswith(within) and _is_factor(path, params)
+
     if initial_steps >= last:
         raise InputError(
             f"adalora's initial_steps {initial_steps} and final_steps {final_steps} leave none of "
@@ -100,8 +114,12 @@ def allocate_ranks(
         )
 
     def init(params: Params) -> AllocationState:
-        averages = _like(params, jnp.zeros_like)
-        kept = _like(params, lambda x: jnp.ones(x.shape, bool), ("lora_e",))
+        averages = _like(params, jnp.zeros_like, is_factor)
+        kept = _like(
+            params,
+            lambda x: jnp.ones(x.shape, bool),
+            lambda path, params: path.endswith("lora_e") and is_factor(path, params),
+        )
         step = jnp.zeros((), jnp.int32)
         return AllocationState(step, optimizer.init(params), averages, averages, kept)
 
@@ -112,13 +130,13 @@ def allocate_ranks(
         step = state.step + 1
         own, flat = tree.flatten(params), tree.flatten(updates)
         importance, uncertainty = _measure(
-            {path: own[path] + flat[path] for path in own if _is_factor(path, params)},
+            {path: own[path] + flat[path] for path in own if is_factor(path, params)},
             tree.flatten(gradients),
             (tree.flatten(state.importance), tree.flatten(state.uncertainty)),
             (beta1, beta2),
             step < last,
         )
-        scores = _scores(importance, uncertainty)
+        scores = _scores(importance, uncertainty, within)
         start = sum(score.size for score in scores.values())
         target = target_rank * sum(score[..., 0].size for score in scores.values())
         budget = _budget(start, target, initial_steps, last, step)
@@ -140,13 +158,12 @@ def _is_factor(path: str, params: Params) -> bool:
     return name in _FACTORS and "lora_e" in tree.get(params, module)
 
 
-def _like(params: Any, make: Callable, names: tuple[str, ...] = _FACTORS) -> Any:
-    """A tree like the parameters: made from AdaLoRA's leaves of these names, else a zero [1]."""
+def _like(params: Any, make: Callable, ours: Callable[[str, Params], bool]) -> Any:
+    """A tree like the parameters: made from the leaves that are ours, and else a zero [1]."""
 
     def leaf(path, x):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
-        ours = path.endswith(names) and _is_factor(path, params)
-        return make(x) if ours else jnp.zeros((1,), make(x).dtype)
+        return make(x) if ours(path, params) else jnp.zeros((1,), make(x).dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
@@ -163,7 +180,9 @@ def _measure(values, gradients, averages, betas, measuring):
     return importance, uncertainty
 
 
-def _scores(importance: Mapping[str, jax.Array], uncertainty) -> dict[str, jax.Array]:
+def _scores(
+    importance: Mapping[str, jax.Array], uncertainty: Mapping[str, jax.Array], within: str
+) -> dict[str, jax.Array]:
     """Path of each ``lora_e`` -> the importance [..., rank] of its ranks."""
 
     def of(path: str) -> jax.Array:
@@ -174,6 +193,7 @@ def _scores(importance: Mapping[str, jax.Array], uncertainty) -> dict[str, jax.A
         + of(f"{module}/lora_a").mean(axis=-2)
         + of(f"{module}/lora_b").mean(axis=-1)
         for module, _ in leaves_named("lora_e", importance)
+        if module.startswith(within)
     }
 
 
@@ -199,16 +219,18 @@ def _largest(scores: Mapping[str, jax.Array], budget: jax.Array) -> dict[str, ja
 # --------------------------------------------------------------------------------------------
 # Orthogonality
 # --------------------------------------------------------------------------------------------
-def orthogonality_loss(params: Params) -> jax.Array:
+def orthogonality_loss(params: Params, within: str = "") -> jax.Array:
     """Mean over all P and Q of ||P^T P - I||, the Frobenius norm (Zhang et al. 2023, equation 4).
 
-    A mean of norms, as published code has it where the paper has a sum of squares. 0 without
-    AdaLoRA's factors.
+    A mean of norms, as published code has it where the paper has a sum of squares; of the
+    leaves whose paths start with ``within``. 0 without AdaLoRA's factors.
     """
     flat = tree.flatten(params)
     norms = []
     for path, x in flat.items():
         if not path.endswith(("lora_a", "lora_b")) or not _is_factor(path, params):
+            continue
+        if not path.startswith(within):
             continue
         x = x if path.endswith("lora_a") else jnp.swapaxes(x, -1, -2)
         gram = jnp.einsum("...nr,...ns->...rs", x, x, precision="highest")
@@ -217,7 +239,7 @@ def orthogonality_loss(params: Params) -> jax.Array:
     return jnp.mean(jnp.concatenate(norms)) if norms else jnp.zeros(())
 
 
-def add_orthogonality(weight: float) -> optax.GradientTransformation:
+def add_orthogonality(weight: float, within: str = "") -> optax.GradientTransformation:
     """Gradients plus those of ``weight * orthogonality_loss``.
 
     The regulariser is a function of the trained leaves alone, so that adding its gradient here is
@@ -227,7 +249,7 @@ def add_orthogonality(weight: float) -> optax.GradientTransformation:
     def update(gradients, state, params=None):
         if params is None:
             raise ValueError("the orthogonality's gradient needs the parameters")
-        more = jax.grad(orthogonality_loss)(params)
+        more = jax.grad(orthogonality_loss)(params, within)
         return jax.tree.map(lambda g, m: g + weight * m, gradients, more), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -159,6 +159,32 @@ def test_make_optimizer_puts_the_parts_in_order():
         np.testing.assert_allclose(after[path], wanted, atol=2e-6, err_msg=path)
 
 
+@pytest.mark.parametrize("kind", ["compose", "multitask"])
+def test_each_adalora_has_a_budget_of_its_own(kind):
+    """Two of them, with different arguments, move as each does by itself."""
+    one = adalora(4, orthogonality=0.0, **ALLOCATION)
+    other = adalora(4, orthogonality=0.2, **ALLOCATION | {"target_rank": 3})
+    if kind == "compose":
+        both, at = pj.compose(one, pj.ia3(), other), ("adalora", "adalora_2")
+    else:
+        both = pj.multitask({"first": one, "second": pj.compose(pj.ia3(), other)})
+        at = ("first", "second/adalora")
+    config = OptimizerConfig(
+        name="sgd", schedule="constant", learning_rate=RATE, clip_norm=None, total_steps=STEPS
+    )
+    params, gradients = factors("start"), factors("gradient")
+    trees = (
+        tree.unflatten({f"{label}/{p}": x for label in at for p, x in tree.flatten(held).items()})
+        for held in (params, gradients)
+    )
+    ours = follow(make_optimizer(config, both), *trees)
+    for label, method in zip(at, (one, other), strict=True):
+        for path, wanted in follow(make_optimizer(config, method), params, gradients).items():
+            np.testing.assert_allclose(ours[f"{label}/{path}"], wanted, atol=1e-6, err_msg=path)
+    last = [sum((ours[f"{p}/{m}/lora_e"][-1] != 0).sum() for m in params) for p in at]
+    assert last == [6, 9]
+
+
 def test_without_adalora_nothing_is_added():
     config = OptimizerConfig(name="sgd", schedule="constant")
     params = {"lora_a": jnp.ones(2)}
@@ -190,10 +216,6 @@ def test_the_states_trees_are_found_as_the_parameters():
                 OptimizerConfig(total_steps=9), adalora(initial_steps=4, final_steps=5)
             ),
             "initial_steps 4 and final_steps 5 leave none of 9 steps",
-        ),
-        (
-            lambda: make_optimizer(OptimizerConfig(total_steps=9), pj.compose(*[adalora()] * 2)),
-            "two adaloras are composed",
         ),
     ],
 )
