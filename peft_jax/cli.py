@@ -90,7 +90,7 @@ class Prepare:
     """promptsource templates.yaml, or the folder that holds it."""
     backbone: str = "tiny"
     """Whose vocabulary is used."""
-    answer: Literal["auto", "choices", "head", "verbalizer"] = "auto"
+    answer: Literal["auto", "choices", "head", "verbalizer", "trained_verbalizer"] = "auto"
     """How the backbone will answer, as for ``peft-jax train``."""
     shots: int | None = None
     """Draw this many examples, as T-Few did; by default all are kept."""
@@ -288,13 +288,17 @@ def prepare(arguments: Sequence[str]) -> None:
     options = dataclasses.asdict(given)
     backbone = backbone_outline(options.pop("backbone"))
     answer = find_answer(options.pop("answer"), backbone)
-    if answer != "verbalizer":
+    rows = {"choices": "choices", "head": "labels", "verbalizer": "verbalizers"}.get(answer)
+    if rows is None:  # a trained verbaliser reads the mask of an encoder, elsewhere the prompt
+        rows = "verbalizers" if backbone.config.kind == "encoder" else "choices"
+    if rows == "verbalizers":
+        options["one_token"] = answer == "verbalizer"
+    else:
         options["kind"] = backbone.config.kind
-    if answer != "choices":
+    if rows != "choices":
         del options["max_choice_length"]
-    if answer == "head":
+    if rows == "labels":
         del options["templates"]
-    rows = {"choices": "choices", "head": "labels", "verbalizer": "verbalizers"}[answer]
     examples = write(
         **options,
         rows=rows,
