@@ -94,8 +94,9 @@ class Tokenizer:
         stretches, rows = markers.split(text)
         if not rows:
             return self.encode(text)
-        for id in (self.eos_id, self.sep_id, self.bos_id, self.cls_id, self.unk_id):
-            stand_in = None if id is None else self.token(id)
+        special = (self.eos_id, self.sep_id, self.bos_id, self.cls_id, self.unk_id)
+        for id in (id for id in special if id is not None):
+            stand_in = self.token(id)
             if stand_in and stand_in not in text:
                 ids = self.encode(stand_in.join(stretches))
                 if ids.count(id) == len(rows):
