@@ -15,7 +15,8 @@ from peft_jax import scoring, sharding
 from peft_jax.answers import Score
 from peft_jax.backbones.base import Backbone
 from peft_jax.examples import ChoiceExamples, evaluation_batches
-from peft_jax.methods.base import Method, merge
+from peft_jax.methods.base import Method
+from peft_jax.methods.merging import merge
 from peft_jax.transformer import Batch
 from peft_jax.tree import Params
 

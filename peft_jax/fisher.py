@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from peft_jax import tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
-from peft_jax.methods.base import merge
+from peft_jax.methods.merging import merge
 from peft_jax.objectives import Objective
 from peft_jax.transformer import Batch, Config
 from peft_jax.tree import Params

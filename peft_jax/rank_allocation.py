@@ -22,7 +22,7 @@ import optax
 from peft_jax import tree
 from peft_jax.errors import InputError
 from peft_jax.methods.base import Method
-from peft_jax.methods.base import _labels as compose_labels
+from peft_jax.methods.composition import _labels as compose_labels
 from peft_jax.methods.lora import leaves_named
 from peft_jax.tree import Params
 

@@ -18,7 +18,8 @@ import optax
 from peft_jax import sharding, tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
-from peft_jax.methods.base import Method, merge
+from peft_jax.methods.base import Method
+from peft_jax.methods.merging import merge
 from peft_jax.objectives import Metrics, Objective
 from peft_jax.transformer import Batch
 from peft_jax.tree import Params

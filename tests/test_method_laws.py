@@ -9,7 +9,7 @@ import pytest
 
 import peft_jax as pj
 from peft_jax import scoring, transformer, tree
-from peft_jax.methods.base import Lazy
+from peft_jax.methods.lazy import Lazy
 from tests import oracle
 from tests.families import FAMILIES, QUICK
 from tests.random_adapters import backbone_of

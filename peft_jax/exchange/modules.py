@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from peft_jax import transformer, tree
+from peft_jax.backbones.base import find_modules
 from peft_jax.backbones.families import FAMILIES
 from peft_jax.backbones.names import Rule
 from peft_jax.errors import InputError
-from peft_jax.methods import Method, compose, from_spec
-from peft_jax.methods.base import AtLayers, _labels
+from peft_jax.methods import Method, compose, from_spec, ia3
+from peft_jax.methods.composition import _labels
+from peft_jax.methods.ia3 import TARGETS as IA3_TARGETS
+from peft_jax.methods.lazy import AtLayers
 from peft_jax.transformer import Config
 from peft_jax.tree import Params
 
@@ -174,6 +177,17 @@ def parts_of(method: Method, stored: Params) -> list[tuple[Method, Params]]:
     methods = [from_spec(spec) for spec in method.spec["methods"]]
     labels = _labels([each.spec["name"] for each in methods])
     return [(each, stored[label]) for each, label in zip(methods, labels, strict=True)]
+
+
+def ia3_of(leaves: Leaves, layers: tuple[int, ...] | None, config: Config) -> Method:
+    """The (IA)³ that has these leaves; the plain ``ia3()`` where they are its own."""
+    outputs = {p.removesuffix("/ia3") for p in leaves if p.endswith("/ia3")}
+    inputs = {p.removesuffix("/input_scale") for p in leaves if p.endswith("/input_scale")}
+    places = find_modules(config, "ia3", ".*")
+    if not inputs and outputs == set(tree.match(IA3_TARGETS, places)):
+        return ia3(layers=layers)
+    readers = find_modules(config, "input_scale", ".*")
+    return ia3(our_targets(outputs, places), layers, our_targets(inputs, readers))
 
 
 # --------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 from peft_jax import tree
 from peft_jax.errors import InputError
+from peft_jax.methods import arithmetic
 from peft_jax.methods.adalora import adalora
 from peft_jax.methods.adapters import (
     houlsby_adapter,
@@ -16,25 +17,21 @@ from peft_jax.methods.adapters import (
     tfew_adapter,
 )
 from peft_jax.methods.bank import bank
-from peft_jax.methods.base import (
-    AtLayers,
-    Method,
-    compose,
-    count,
-    describe,
-    fold_leaves,
-    merge,
-)
+from peft_jax.methods.bank_slots import clear_in_bank, replace_in_bank
+from peft_jax.methods.base import Method, count, describe
 from peft_jax.methods.bitfit import bitfit
 from peft_jax.methods.classification_head import classification_head
 from peft_jax.methods.compacter import compacter, compacter_plus_plus
+from peft_jax.methods.composition import compose
 from peft_jax.methods.dora import dora
 from peft_jax.methods.eject import eject
 from peft_jax.methods.fish_mask import fish_mask, with_information
 from peft_jax.methods.folding import fold_in, unfold
 from peft_jax.methods.full import full
 from peft_jax.methods.ia3 import ia3
+from peft_jax.methods.lazy import AtLayers
 from peft_jax.methods.lora import lora
+from peft_jax.methods.merging import fold_leaves, merge
 from peft_jax.methods.multitask import multitask, split_tasks
 from peft_jax.methods.norm_tuning import norm_tuning
 from peft_jax.methods.p_tuning import p_tuning
@@ -53,9 +50,11 @@ __all__ = [
     "AtLayers",
     "Method",
     "adalora",
+    "arithmetic",
     "bank",
     "bitfit",
     "classification_head",
+    "clear_in_bank",
     "compacter",
     "compacter_plus_plus",
     "compose",
@@ -83,6 +82,7 @@ __all__ = [
     "prefix_tuning",
     "prompt_tuning",
     "rank_one_scaling",
+    "replace_in_bank",
     "said",
     "split_tasks",
     "tfew_adapter",

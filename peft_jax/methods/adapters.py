@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from peft_jax import transformer, tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
-from peft_jax.methods.base import Method, at_layers, check_depth, chosen_layers, make_method
+from peft_jax.methods.base import Method, check_depth, chosen_layers, make_method
+from peft_jax.methods.lazy import at_layers
 from peft_jax.methods.norm_tuning import norm_copies
 from peft_jax.transformer import Config
 from peft_jax.tree import Params

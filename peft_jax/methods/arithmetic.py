@@ -31,7 +31,9 @@ import numpy as np
 from peft_jax import tree
 from peft_jax.errors import InputError
 from peft_jax.methods import task_vectors
-from peft_jax.methods.base import AtLayers, Method, compose
+from peft_jax.methods.base import Method
+from peft_jax.methods.composition import compose
+from peft_jax.methods.lazy import AtLayers
 from peft_jax.methods.lora import lora
 from peft_jax.methods.task_vectors import Vectors
 from peft_jax.tree import Params

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 
 from peft_jax import layers, tree
 from peft_jax.errors import InputError
-from peft_jax.methods.base import Method, OfTasks
+from peft_jax.methods.base import Method
+from peft_jax.methods.lazy import OfTasks
 from peft_jax.tree import Params
 
 

@@ -21,7 +21,8 @@ import jax
 from peft_jax import tree
 from peft_jax.errors import InputError
 from peft_jax.methods.bank import bank
-from peft_jax.methods.base import Method, merge
+from peft_jax.methods.base import Method
+from peft_jax.methods.merging import merge
 from peft_jax.transformer import PerTask
 from peft_jax.tree import Params
 

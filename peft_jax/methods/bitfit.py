@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from peft_jax import tree
 from peft_jax.backbones.base import Backbone, Slot, slots
 from peft_jax.errors import InputError
-from peft_jax.methods.base import Method, fold_leaves, make_method, merge
+from peft_jax.methods.base import Method, make_method
+from peft_jax.methods.merging import fold_leaves, merge
 from peft_jax.tree import Params
 
 

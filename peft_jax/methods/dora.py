@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from peft_jax import tree
 from peft_jax.backbones.base import Backbone
-from peft_jax.methods.base import Magnitude, Method, chosen_layers, make_method
+from peft_jax.methods.base import Method, chosen_layers, make_method
+from peft_jax.methods.lazy import Magnitude
 from peft_jax.methods.lora import Init, chosen_kernel, leaves_named, lora
 from peft_jax.tree import Params
 

@@ -26,7 +26,7 @@ def eject(method: Method, adapter: Params) -> tuple[Method, Params]:
     """
     # What the registry holds imports this module's neighbours.
     from peft_jax.methods import compose, from_spec
-    from peft_jax.methods.base import _labels
+    from peft_jax.methods.composition import _labels
 
     if method.spec["name"] != "compose":
         if not _has_network(method.spec):

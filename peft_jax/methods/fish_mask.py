@@ -14,6 +14,7 @@ are 0.2% and 0.02% of all parameters (github.com/r-three/t-few, src/models/fishm
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -24,7 +25,9 @@ import numpy as np
 from peft_jax import tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
-from peft_jax.methods.base import Method, Sparse, compose, make_method
+from peft_jax.methods.base import Method, make_method
+from peft_jax.methods.composition import compose
+from peft_jax.methods.lazy import Lazy
 from peft_jax.tree import Params
 
 Choice = Literal["fisher", "random"]
@@ -38,18 +41,21 @@ def fish_mask(
     choice: Choice = "fisher",
     counts: Mapping[str, int] | None = None,
 ) -> Method:
-    """Trained differences of a fixed share of the backbone's entries, zero at the start.
+    """Trained copies of a fixed share of the backbone's entries, in their own places.
 
-    A bound leaf is the backbone's own with the differences added in float32 and the sum rounded to
-    its dtype once, which is what full fine-tuning's float32 copy comes to: a bfloat16 backbone
-    loses no small update. An optimiser that scales steps by a parameter's size (Adafactor with
-    ``scale_parameter``) sees the difference, not the weight.
+    The copies are float32, as full fine-tuning's are, and rounded to the backbone's dtype where
+    they take their places: a bfloat16 backbone loses no small update, and an optimiser sees the
+    weights themselves (Adafactor scales a step by their size). The function is unchanged at the
+    start.
 
-    The stored tree has, below each parameter's path, ``values`` [n] float32 and ``fixed/indices``
-    [n] int32 into the flattened parameter. The count is int(share x number of parameters): of
-    T0-3B 5,699,514 at 0.2% and 569,951 at 0.02%. It is split over the parameters by the
-    information, so ``init`` raises until :func:`with_information` has given it; asked for shapes
-    alone (``jax.eval_shape``) it splits evenly, or by ``counts``.
+    The stored tree has, for each parameter with entries, ``values`` [n] float32 and
+    ``fixed/indices`` [n] int32 into the flattened parameter, both below its path written with dots
+    (``encoder.layers.mlp.wi_0.kernel``): the entries of all layers are one leaf.
+
+    The count is int(share x number of parameters): of T0-3B 5,699,514 at 0.2% and 569,951 at 0.02%.
+    It is split over the parameters by the information, so ``init`` raises until
+    :func:`with_information` has given it; asked for shapes alone (``jax.eval_shape``) it splits
+    evenly, or by ``counts``.
 
     Args:
       share: of the chosen parameters' entries, above 0 and at most 1.
@@ -67,6 +73,26 @@ def fish_mask(
     if choice == "random" and counts is not None:
         raise InputError('counts are of the choice "fisher"; a random choice knows its own')
     return _make(share, targets, choice, counts, None)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Entries(Lazy):
+    """Entries of the backbone's own leaf, replaced.
+
+    Attributes:
+      indices: [n] int32 into the flattened leaf, none twice.
+      values: [n] float32.
+    """
+
+    indices: jax.Array
+    values: jax.Array
+
+    def expand(self, own: jax.Array | None, module: Params, depth: int) -> jax.Array:
+        if own is None:
+            raise InputError("a fish_mask has entries of a parameter that this backbone lacks")
+        flat = own.reshape(-1).at[self.indices].set(self.values.astype(own.dtype))
+        return flat.reshape(own.shape)
 
 
 def with_information(method: Method, information: Params) -> Method:
@@ -151,15 +177,17 @@ def _make(
                 chosen = jnp.zeros(n, jnp.int32)  # shapes are all that is asked for
             else:
                 raise InputError(_UNKNOWN if counts is None else _ELSEWHERE)
-            stored[f"{path}/values"] = jnp.zeros(n, jnp.float32)
-            stored[f"{path}/fixed/indices"] = chosen.astype(jnp.int32)
-        return tree.unflatten(stored)
+            chosen = chosen.astype(jnp.int32)
+            values = own[path].reshape(-1)[chosen].astype(jnp.float32)
+            stored[_dotted(path)] = {"values": values, "fixed": {"indices": chosen}}
+        return stored
 
     def bind(stored: Params) -> Params:
-        flat = tree.flatten(stored)
-        paths = [path.removesuffix("/values") for path in flat if path.endswith("/values")]
         return tree.unflatten(
-            {p: Sparse(flat[f"{p}/fixed/indices"], flat[f"{p}/values"]) for p in paths}
+            {
+                name.replace(".", "/"): Entries(held["fixed"]["indices"], held["values"])
+                for name, held in stored.items()
+            }
         )
 
     spec = {
@@ -181,6 +209,11 @@ _ELSEWHERE = (
     "this fish_mask was made from a spec, which remembers how many entries each parameter has and "
     "not which: they are in its adapter (load_adapter), or are chosen anew by with_information"
 )
+
+
+def _dotted(path: str) -> str:
+    """One name for a parameter: below ``layers`` an optimiser would take entries for layers."""
+    return path.replace("/", ".")
 
 
 def _places(backbone: Backbone, targets: Sequence[str] | None) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from peft_jax import tree
 from peft_jax.backbones.base import Backbone, find_modules
 from peft_jax.errors import InputError
-from peft_jax.methods.base import Method, at_layers, check_depth, chosen_layers, make_method, sizes
+from peft_jax.methods.base import Method, check_depth, chosen_layers, make_method, sizes
+from peft_jax.methods.lazy import at_layers
 from peft_jax.tree import Params
 
 TARGETS = ("attention/(key|value)", "mlp")

@@ -16,7 +16,8 @@ from peft_jax import tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
 from peft_jax.methods.bank import bank
-from peft_jax.methods.base import Method, merge
+from peft_jax.methods.base import Method
+from peft_jax.methods.merging import merge
 from peft_jax.tree import Params
 
 

@@ -14,7 +14,8 @@ from peft_jax import fastfood, tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
 from peft_jax.fastfood import Stream
-from peft_jax.methods.base import Lazy, Method, make_method
+from peft_jax.methods.base import Method, make_method
+from peft_jax.methods.lazy import Lazy
 from peft_jax.methods.partial import in_layers
 from peft_jax.tree import Params
 

@@ -77,6 +77,16 @@ def rows(names: Sequence[str] = ()) -> list[Row]:
     return [_row(name) for name in names or METHODS]
 
 
+def description(name: str) -> str:
+    """How a factory is called, and what its docstring says."""
+    signature = inspect.signature(METHODS[name])
+    arguments = ", ".join(
+        p.name if p.default is p.empty else f"{p.name}={p.default!r}"
+        for p in signature.parameters.values()
+    )
+    return f"pj.{name}({arguments})\n\n{inspect.cleandoc(METHODS[name].__doc__ or '')}"
+
+
 def _row(name: str) -> Row:
     from peft_jax.exchange import hugging_face
 
@@ -100,7 +110,7 @@ def _shapes(method: Method, backbone: Backbone) -> Any:
 
 def _first_sentence(factory) -> str:
     text = " ".join(inspect.cleandoc(factory.__doc__).partition("\n\n")[0].split())
-    return text.removesuffix(".")
+    return text.removesuffix(".").replace("``", "`")
 
 
 def _places(method: Method) -> str:

@@ -10,7 +10,8 @@ import jax
 from peft_jax import tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
-from peft_jax.methods.base import AtLayers, Lazy, Method, make_method
+from peft_jax.methods.base import Method, make_method
+from peft_jax.methods.lazy import AtLayers, Lazy
 from peft_jax.methods.partial import copied, in_layers
 from peft_jax.tree import Params
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from peft_jax import tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
-from peft_jax.methods.base import Lazy, Method, at_layers, chosen_layers, make_method
+from peft_jax.methods.base import Method, chosen_layers, make_method
+from peft_jax.methods.lazy import Lazy, at_layers
 from peft_jax.methods.lora import check_dropout, check_rank, leaves_named, projections
 from peft_jax.tree import Params
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
-from peft_jax.methods.base import Method, Rows, make_method
+from peft_jax.methods.base import Method, make_method
+from peft_jax.methods.lazy import Rows
 from peft_jax.tree import Params
 
 _MODULE = "token_embedder"
