@@ -28,13 +28,16 @@ from peft_jax.backbones import (
     slots,
 )
 from peft_jax.decoding import Decoding, Generated, generate, greedy
+from peft_jax.ensembles import combine_scores, ensemble_scores, vote_texts
 from peft_jax.errors import InputError
 from peft_jax.methods import (
     Method,
     adalora,
+    arithmetic,
     bank,
     bitfit,
     classification_head,
+    clear_in_bank,
     compacter,
     compacter_plus_plus,
     compose,
@@ -60,6 +63,7 @@ from peft_jax.methods import (
     prefix_tuning,
     prompt_tuning,
     rank_one_scaling,
+    replace_in_bank,
     said,
     split_tasks,
     tfew_adapter,
@@ -86,10 +90,13 @@ __all__ = [
     "__version__",
     "abstract_backbone",
     "adalora",
+    "arithmetic",
     "backbone_config",
     "bank",
     "bitfit",
     "classification_head",
+    "clear_in_bank",
+    "combine_scores",
     "compacter",
     "compacter_plus_plus",
     "compose",
@@ -97,6 +104,7 @@ __all__ = [
     "describe",
     "dora",
     "eject",
+    "ensemble_scores",
     "fish_mask",
     "fit_prefix",
     "fold",
@@ -122,6 +130,7 @@ __all__ = [
     "prefix_tuning",
     "prompt_tuning",
     "rank_one_scaling",
+    "replace_in_bank",
     "said",
     "save_adapter",
     "save_backbone",
@@ -133,6 +142,7 @@ __all__ = [
     "unfold",
     "vera",
     "vocabulary_rows",
+    "vote_texts",
     "warp",
     "with_information",
 ]
