@@ -89,6 +89,8 @@ __all__ = [
     "init_cache",
     "logits",
     "place_soft_tokens",
+    "places_beside_tokens",
+    "prefix_length",
     "shift_right",
     "specification",
     "state_at_mask",
@@ -148,6 +150,19 @@ def _prompt_length(params: Params, stack: str) -> int:
     return 0 if prompt is None else prompt.shape[-2]
 
 
+def prefix_length(params: Params, stack: str) -> int:
+    """Rows of the prefix in a stack's self-attention, which a decoder's positions count."""
+    attention = params[stack]["layers"].get("self_attention", {})
+    return attention["prefix_key"].shape[-2] if "prefix_key" in attention else 0
+
+
+def places_beside_tokens(params: Params, stack: str) -> int:
+    """Most places that prompts, inserted soft tokens and a prefix take in front of what follows."""
+    inserted = params[stack].get("soft_places")
+    soft = 0 if inserted is None else inserted.shape[-1]
+    return _prompt_length(params, stack) + prefix_length(params, stack) + soft
+
+
 def _with_prompt(params: Params, stack: str, mask: jax.Array) -> jax.Array:
     """A mask [N, T] with the stack's soft prompt in front: [N, P + T].
 
@@ -189,8 +204,7 @@ def _prefix_shift(config: Config, params: Params, stack: str) -> jax.Array:
         own = {}
     if "prefix_mask" in own:
         return jnp.sum(own["prefix_mask"][0], axis=-1, dtype=jnp.int32)
-    rows = own["prefix_key"].shape[-2] if "prefix_key" in own else 0
-    return jnp.asarray(rows, jnp.int32)
+    return jnp.asarray(prefix_length(params, stack) if own else 0, jnp.int32)
 
 
 def _embed(
@@ -242,9 +256,7 @@ def _embed(
 
 
 def _check_length(config: Config, params: Params, stack: str, length: int) -> None:
-    attention = params[stack]["layers"].get("self_attention", {})
-    if "prefix_key" in attention:
-        length += attention["prefix_key"].shape[-2]
+    length += prefix_length(params, stack)
     if config.positions == "learned" and length > config.max_positions:
         raise InputError(
             f"{length} positions in the {stack} (rows of a prompt or prefix counted), but this "

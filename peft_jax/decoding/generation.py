@@ -137,7 +137,7 @@ def _check_positions(config: Config, params: Params, batch: Batch, length: int) 
     """Raises InputError where learned positions end before the longest text might."""
     if config.positions != "learned":
         return
-    soft = transformer._prompt_length(params, "decoder")
+    soft = transformer.places_beside_tokens(params, "decoder")
     read = 0
     if config.kind == "decoder":
         tokens, mask = batch["encoder_input_tokens"], batch.get("encoder_mask")
