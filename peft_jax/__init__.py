@@ -30,6 +30,7 @@ from peft_jax.backbones import (
 from peft_jax.decoding import Decoding, Generated, generate, greedy
 from peft_jax.ensembles import combine_scores, ensemble_scores, vote_texts
 from peft_jax.errors import InputError
+from peft_jax.exchange import load_peft, load_tfew, save_peft, save_tfew
 from peft_jax.methods import (
     Method,
     adalora,
@@ -117,6 +118,8 @@ __all__ = [
     "init_backbone",
     "load_adapter",
     "load_backbone",
+    "load_peft",
+    "load_tfew",
     "lora",
     "low_rank_adapter",
     "make_train_step",
@@ -134,6 +137,8 @@ __all__ = [
     "said",
     "save_adapter",
     "save_backbone",
+    "save_peft",
+    "save_tfew",
     "score_choices",
     "slots",
     "split_tasks",

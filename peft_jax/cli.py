@@ -103,16 +103,25 @@ class Prepare:
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Write a backbone in another format: Hugging Face's, T5X's, or ours, the fastest to load."""
+    """Write a backbone or an adapter in another format; what is at FROM is found out.
+
+    Backbones: Hugging Face's, T5X's, or ours, the fastest to load. Adapters: Hugging Face PEFT's,
+    T-Few's, loralib's (read only), a prompt's .npy, NumPy's .npz, or ours.
+    """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FROM")]
-    """A Hugging Face folder, a T5X checkpoint, a folder of ours (which it is, is found out), or
-    "tiny"."""
+    """A backbone: a Hugging Face folder, a T5X checkpoint, a folder of ours, or "tiny". Or an
+    adapter: a PEFT folder, a torch file, .npy, .npz, a run's folder or an adapter file."""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TO")]
-    """Folder to write."""
-    to: Literal["hugging_face", "native", "t5x"] | None = None
-    """By default t5x for a folder named checkpoint_<step>, hugging_face for a folder of ours, and
-    native for the others."""
+    """Folder to write, or file for tfew, npy and npz."""
+    to: Literal["hugging_face", "native", "t5x", "tfew", "npy", "npz"] | None = None
+    """By default what TO's ending says; for a folder, t5x where it is named checkpoint_<step>,
+    hugging_face for what is ours, and native for the others."""
+    backbone: str | None = None
+    """For an adapter of another library: the backbone that it is for, as a checkpoint or by name,
+    such as t0_3b."""
+    alpha: float | None = None
+    """For a LoRA of loralib's, whose files lack it: its run's lora_alpha."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the tensors; by default each keeps its own."""
     backbone_config: str | None = None
@@ -121,7 +130,7 @@ class Convert:
     scanned: bool = False
     """For t5x: all layers in one array, as its network scalable_t5 keeps them."""
     overwrite: bool = False
-    """Replace the backbone that is at TO."""
+    """Replace what is at TO."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,8 +324,15 @@ def prepare(arguments: Sequence[str]) -> None:
 def convert(arguments: Sequence[str]) -> None:
     given = _parse(Convert, "convert", arguments)
     from peft_jax import convert as conversion
+    from peft_jax.exchange.conversion import adapter_format
 
     console = Console()
+    if adapter_format(given.source) is not None:
+        _convert_adapter(given, console)
+        return
+    for name in ("backbone", "alpha"):
+        if getattr(given, name) is not None:
+            raise InputError(f"--{name} is for adapters; {given.source} is none")
     summaries = conversion.convert(
         given.source,
         given.target,
@@ -328,6 +344,17 @@ def convert(arguments: Sequence[str]) -> None:
         console=console,
     )
     console.print(conversion.table(*summaries))
+
+
+def _convert_adapter(given: Convert, console: Console) -> None:
+    from peft_jax.exchange.conversion import convert_adapter, table
+
+    for name in ("dtype", "backbone_config", "scanned"):
+        if getattr(given, name):
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} is for backbones; {given.source} is an adapter")
+    options = {"backbone": given.backbone, "alpha": given.alpha, "overwrite": given.overwrite}
+    console.print(table(*convert_adapter(given.source, given.target, given.to, **options)))
 
 
 def pretrain(arguments: Sequence[str]) -> None:
@@ -414,7 +441,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "evaluate": (evaluate, "score a saved adapter on a task"),
     "predict": (predict, "answer one input with a saved adapter"),
     "prepare": (prepare, "tokenise a task into a file that needs no TensorFlow"),
-    "convert": (convert, "write a backbone in another format: Hugging Face, T5X, our own"),
+    "convert": (convert, "write a backbone or an adapter in another library's format"),
     "backbones": (backbones, "list families, sizes, parameters and what was checked"),
     "study": (study, "many runs, one table, one picture"),
     "pretrain": (pretrain, "make the embedded backbone again"),

@@ -219,7 +219,7 @@ def write_lora(parts, names: Names, backbone: Backbone) -> Written:
     shared = {key: _shared(parts, key) for key in ("rslora", "dropout")}
     found: dict[Part, Factors] = {}
     for method, stored in parts:
-        found |= _factors(method, stored, backbone)
+        found |= lora_factors(method, stored, backbone)
     dora = names_of == {"dora"}
     linears = {n: _joined(n, own, names, shared["rslora"], dora, backbone)
                for n, own in _by_linear(found, names).items()}  # fmt: skip
@@ -274,7 +274,7 @@ def _shared(parts: Sequence[tuple[Method, Params]], key: str) -> Any:
     return values[0]
 
 
-def _factors(method: Method, stored: Params, backbone: Backbone) -> dict[Part, Factors]:
+def lora_factors(method: Method, stored: Params, backbone: Backbone) -> dict[Part, Factors]:
     """The factors of a LoRA or DoRA, as trained, or with constants as its layers read them."""
     spec, flat = method.spec, tree.flatten(stored)
     constants = any(path.endswith("fixed/lora_b") for path in flat)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from peft_jax import tree
-from peft_jax.backbones.base import Backbone, find_modules
+from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
 from peft_jax.exchange.modules import (
     Leaves,
@@ -17,13 +17,14 @@ from peft_jax.exchange.modules import (
     Part,
     by_layer,
     groups,
+    ia3_of,
     missing,
     our_targets,
     stacked,
     their_targets,
 )
 from peft_jax.exchange.peft_names import full_name, modules_of
-from peft_jax.methods import Method, ia3, norm_tuning
+from peft_jax.methods import Method, norm_tuning
 from peft_jax.tree import Params
 
 Found = tuple[list[tuple[Method, Params]], list[str]]
@@ -50,15 +51,8 @@ def read_ia3(fields, tensors, names: Names, backbone: Backbone) -> Found:
             )
         for part, own in zip(linear.parts, np.split(vector[:, 0], len(linear.parts)), strict=True):
             leaves.setdefault(f"{part.module}/ia3", {})[part.layer] = own
-    places = find_modules(backbone.config, "ia3", ".*")
-    readers = find_modules(backbone.config, "input_scale", ".*")
-    made = []
-    for held, layers in groups(leaves, backbone.config):
-        outputs = [p.removesuffix("/ia3") for p in held if p.endswith("/ia3")]
-        inputs = [p.removesuffix("/input_scale") for p in held if p.endswith("/input_scale")]
-        method = ia3(our_targets(outputs, places), layers, our_targets(inputs, readers))
-        made.append((method, stacked(held)))
-    return made, []
+    made = groups(leaves, backbone.config)
+    return [(ia3_of(held, layers, backbone.config), stacked(held)) for held, layers in made], []
 
 
 def _input_leaf(part: Part) -> str:
