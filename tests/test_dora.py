@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import peft_jax as pj
-from peft_jax import tree
+from peft_jax import methods, tree
 from peft_jax.errors import InputError
 from tests import oracle
 from tests.random_adapters import abstract_init, backbone_of, run
@@ -117,6 +117,11 @@ def test_it_meets_no_other_lora():
     method = pj.compose(pj.dora(2), pj.lora(2))
     with pytest.raises(InputError, match=r"DoRA and another method meet at '.*query/lora_a'"):
         abstract_init(method, backbone_of())
+
+
+def test_a_spec_makes_the_same_method_again():
+    method = pj.dora(3, init="pissa", svd_iterations=4, rank_pattern=[("query", 2)], layers=(1,))
+    assert methods.from_spec(method.spec).spec == method.spec
 
 
 def test_a_rank_of_zero_is_refused():

@@ -8,6 +8,7 @@ import pytest
 import peft_jax as pj
 from peft_jax import methods, tree
 from peft_jax.errors import InputError
+from peft_jax.methods.lora import _principal
 from tests import oracle
 from tests.random_adapters import abstract_init, adapted, assert_same_trees, backbone_of, run
 
@@ -119,6 +120,28 @@ def test_pissa_takes_off_what_it_starts_from(name):
         oracle.assert_close(a0 @ b0 * (scale / 5), principal, 1e-4, module)
 
 
+def test_power_iterations_find_the_same_principal_part():
+    """Of a kernel whose singular values fall as trained ones do; fewer iterations, further off."""
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.standard_normal((n, 60)))[0] for n in (80, 60))
+    values = 1 / np.arange(1, 61) ** 0.5
+    kernel = jnp.asarray((u * values) @ v.T, jnp.float32)
+    best = (u[:, :8] * values[:8]) @ v[:, :8].T
+    errors = []
+    for iterations in (0, 2, 16):
+        a, b = _principal(jax.random.key(0), kernel, 8, iterations)
+        errors.append(np.abs(a @ b - best).max() / np.abs(best).max())
+        np.testing.assert_allclose(np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=1), rtol=1e-5)
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-4
+    method = pj.lora(3, alpha=6, init="pissa", svd_iterations=16, targets="value")
+    exact = pj.lora(3, alpha=6, init="pissa", targets="value")
+    ours, wanted = (tree.flatten(m.init(jax.random.key(0), backbone_of())) for m in (method, exact))
+    for path in [p for p in wanted if p.endswith("/lora_a")]:
+        other = path.replace("lora_a", "lora_b")
+        oracle.assert_close(ours[path] @ ours[other], wanted[path] @ wanted[other], 1e-2, path)
+
+
 def test_a_frozen_a_is_a_constant_of_the_same_function():
     backbone = backbone_of()
     frozen, both = pj.lora(3, alpha=7, freeze_a=True), pj.lora(3, alpha=7)
@@ -161,6 +184,8 @@ def test_constants_are_saved_with_the_adapter(name, tmp_path):
     ("make", "message"),
     [
         (lambda: pj.lora(init="svd"), "init 'svd' is unknown; one of uniform, gaussian, tfew, pi"),
+        (lambda: pj.lora(svd_iterations=2), "svd_iterations 2 must be .* for init 'pissa' alone"),
+        (lambda: pj.lora(init="pissa", svd_iterations=-1), "svd_iterations -1 must be at least 0"),
         (lambda: pj.lora(init="pissa", dropout=0.1), "dropout 0.1 does not go with init 'pissa'"),
         (lambda: pj.lora(rank_pattern=[("wo", 0)]), "rank_pattern's value for 'wo': 0 must be a w"),
         (

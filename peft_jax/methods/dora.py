@@ -25,6 +25,7 @@ def dora(
     init: Init = "uniform",
     rank_pattern: Sequence[tuple[str, int]] = (),
     alpha_pattern: Sequence[tuple[str, float]] = (),
+    svd_iterations: int | None = None,
 ) -> Method:
     """h = m (W + s B A) x / ||W + s B A||, the norm of every output's column (Liu et al. 2024).
 
@@ -49,11 +50,23 @@ def dora(
       rank_pattern: other ranks for some targets: pairs of a regular expression on the end of a
         module path and a rank. The first pair that matches counts.
       alpha_pattern: the same for alpha.
+      svd_iterations: find PiSSA's singular vectors by so many power iterations; None means exactly.
 
     Raises:
       InputError: as :func:`lora`.
     """
-    factors = lora(rank, alpha, targets, layers, dropout, rslora, init, rank_pattern, alpha_pattern)
+    factors = lora(
+        rank,
+        alpha,
+        targets,
+        layers,
+        dropout,
+        rslora,
+        init,
+        rank_pattern,
+        alpha_pattern,
+        svd_iterations=svd_iterations,
+    )
     chosen = chosen_layers(layers)
 
     def init_tree(key: jax.Array, backbone: Backbone) -> Params:
