@@ -144,6 +144,16 @@ class Backbones:
 
 
 @dataclasses.dataclass(frozen=True)
+class Methods:
+    """List the methods: what they train, where, how much, and what can be done with each."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Methods to describe in full; by default all are listed."""
+    markdown: bool = False
+    """Print the tables of docs/methods.md: all methods, and T-Few's baselines."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """Many runs, one table, one picture."""
 
@@ -405,6 +415,31 @@ def backbones(arguments: Sequence[str]) -> None:
         console.print(shown)
 
 
+def methods(arguments: Sequence[str]) -> None:
+    given = _parse(Methods, "methods", arguments)
+    from rich.table import Table
+
+    from peft_jax.methods import table
+
+    if given.markdown:
+        from peft_jax.method_study import baselines_markdown
+
+        print(f"{table.markdown()}\n{baselines_markdown()}", end="")
+        return
+    console = Console()
+    shown = Table(box=None, header_style="dim", title_justify="left", title_style="")
+    for name in ("method", "on T0-3B", "folds", "bank", "PEFT", "where"):
+        narrow = name not in ("folds", "where")
+        shown.add_column(name, justify="right" if "T0" in name else "left", no_wrap=narrow)
+    found = table.rows(given.names)
+    for row in found:
+        answers = ("yes" if value else "no" for value in (row.banked, row.exchanged))
+        shown.add_row(row.name, f"{row.parameters:,}", row.folds, *answers, row.places)
+    console.print(shown)
+    for row in found if given.names else ():
+        print(f"\n{table.description(row.name)}")
+
+
 def study(arguments: Sequence[str]) -> None:
     default = configuration.load_preset(_value_of("--config", arguments) or "tfew")
     # The name may stand first, without a flag.
@@ -443,6 +478,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "prepare": (prepare, "tokenise a task into a file that needs no TensorFlow"),
     "convert": (convert, "write a backbone or an adapter in another library's format"),
     "backbones": (backbones, "list families, sizes, parameters and what was checked"),
+    "methods": (methods, "list methods: what they train, where, and how much"),
     "study": (study, "many runs, one table, one picture"),
     "pretrain": (pretrain, "make the embedded backbone again"),
 }

@@ -7,24 +7,27 @@ learning rate (the presets ``tfew*``), on the same draws, with the same losses.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 
 from peft_jax import report
-from peft_jax.backbones import Backbone
-from peft_jax.config import Experiment, check, load_preset, to_json
+from peft_jax.backbones import Backbone, abstract_backbone, backbone_config
+from peft_jax.config import Experiment, check, load_preset, make_method, to_json
 from peft_jax.errors import InputError
 from peft_jax.evaluation import spread
-from peft_jax.experiment import Training, open_backbone
+from peft_jax.experiment import open_backbone
 from peft_jax.method_config import CLASSES
-from peft_jax.methods import count, eject
+from peft_jax.methods import Method, count, eject, prefix_tuning
 from peft_jax.progress import step_bar
 from peft_jax.study import Bench, check_ranks_choices, held_out_tasks, open_folder
+from peft_jax.tree import Params
 
 ZERO_SHOT = "zero-shot"
 BASELINES = {
@@ -46,6 +49,28 @@ BASELINES = {
     "tfew_full": "Full fine-tuning",
 }
 """Preset -> what the paper calls it."""
+
+
+def baselines_markdown() -> str:
+    """The table of T-Few's baselines in docs/methods.md: what each preset sets, and its count."""
+    backbone = abstract_backbone(backbone_config("t0_3b"))
+    lines = [
+        "| preset | method | steps | learning rate | trained on T0-3B |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for name, called in BASELINES.items():
+        preset = load_preset(name)
+        method = make_method(preset)
+        if preset.method == ("prefix_tuning",):
+            # Its texts would have to be read with T0's vocabulary; the shapes are the same.
+            fields = dataclasses.asdict(preset.prefix_tuning)
+            method = prefix_tuning(**fields | {"init": "normal", "text": "", "target_text": ""})
+        stored = jax.eval_shape(method.init, jax.random.key(0), backbone)
+        kept = count(jax.eval_shape(functools.partial(_kept, method), stored))
+        training, rate = preset.training, preset.optimizer.learning_rate
+        parts = " + ".join(f"`{part}`" for part in preset.method)
+        lines.append(f"| `{name}`: {called} | {parts} | {training.steps:,} | {rate:g} | {kept:,} |")
+    return "\n".join(lines) + "\n"
 
 
 class MethodRun(NamedTuple):
@@ -154,18 +179,18 @@ def _run_missing(
             else:
                 given = dataclasses.replace(configs[system], task=task)
                 per_template, training = bench.trained(system, given, seed)
-                parameters, steps = _kept(training), given.training.steps
+                kept = _kept(training.method, training.state.stored)
+                parameters, steps = count(kept), given.training.steps
             accuracy = spread(list(per_template.values())).median
             yield MethodRun(task, system, seed, accuracy, per_template, parameters, steps)
 
 
-def _kept(training: Training) -> int:
-    """The parameters that are left once networks that only training needs are dropped."""
-    stored = training.state.stored
+def _kept(method: Method, stored: Params) -> Params:
+    """What is left once networks that only training needs are dropped."""
     try:
-        return count(eject(training.method, stored)[1])
+        return eject(method, stored)[1]
     except InputError:  # there is none
-        return count(stored)
+        return stored
 
 
 # --------------------------------------------------------------------------------------------

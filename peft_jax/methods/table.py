@@ -6,6 +6,7 @@ shapes, and the last columns by doing it on a small backbone of shapes.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Sequence
@@ -87,6 +88,7 @@ def description(name: str) -> str:
     return f"pj.{name}({arguments})\n\n{inspect.cleandoc(METHODS[name].__doc__ or '')}"
 
 
+@functools.cache
 def _row(name: str) -> Row:
     from peft_jax.exchange import hugging_face
 
