@@ -246,11 +246,11 @@ def draw_methods(path: Path, runs: Sequence[MethodRun], presets: Sequence[str], 
     axis.set(xscale="log", xlabel="parameters kept after training", ylabel="mean accuracy (%)")
     axis.set_title(title, fontsize=10)
     axis.margins(x=0.12, y=0.08)
-    for name, (x, y, shown) in _label_heights(points, axis.get_ylim()).items():
+    for name, (place, height, shown) in _label_heights(points, axis.get_ylim()).items():
         axis.annotate(
             name,
-            (10**x, y),
-            (10 ** (x + 0.06), shown),
+            (10**place, height),
+            (10 ** (place + 0.06), shown),
             fontsize=8,
             va="center",
             arrowprops={"arrowstyle": "-", "color": report.GREY, "lw": 0.5, "shrinkB": 5},
