@@ -26,6 +26,7 @@ from peft_jax.methods.fish_mask import (
     wants_information,
     with_information,
 )
+from peft_jax.optimizers import is_stacked
 from tests import oracle
 from tests.random_adapters import abstract_init, assert_same_trees, backbone_of
 from tests.small_run import small_experiment
@@ -52,10 +53,14 @@ def fitted(dtype=jnp.float32):
     method = with_information(fish_mask(SHARE), information(dtype))
     rng = np.random.default_rng(1)
     stored = tree.map_with_path(
-        lambda path, x: x if "fixed" in path else jnp.float32(rng.standard_normal(x.shape)),
+        lambda path, x: x if "fixed" in path else x + jnp.float32(rng.standard_normal(x.shape)),
         method.init(jax.random.key(0), backbone),
     )
     return backbone, method, stored
+
+
+def dotted(path):
+    return path.replace("/", ".")
 
 
 def masks(stored, like):
@@ -63,8 +68,8 @@ def masks(stored, like):
     found = {}
     for path, leaf in tree.flatten(like).items():
         found[path] = np.zeros(leaf.shape, bool)
-        if f"{path}/values" in tree.flatten(stored):
-            found[path].reshape(-1)[tree.get(stored, f"{path}/fixed/indices")] = True
+        if dotted(path) in stored:
+            found[path].reshape(-1)[stored[dotted(path)]["fixed"]["indices"]] = True
     return found
 
 
@@ -176,9 +181,7 @@ def test_targets_limit_the_choice():
     method = with_information(fish_mask(0.1, "attention/query/kernel"), information())
     stored = method.init(jax.random.key(0), backbone)
     kernels = {p: x for p, x in tree.flatten(backbone.params).items() if "query/kernel" in p}
-    assert {path.rpartition("/kernel")[0] + "/kernel" for path in tree.flatten(stored)} <= set(
-        kernels
-    )
+    assert set(stored) <= {dotted(path) for path in kernels}
     assert pj.count(stored) == int(0.1 * sum(x.size for x in kernels.values()))
 
 
@@ -235,6 +238,13 @@ def test_a_parameter_that_int32_cannot_count_is_refused():
 # ------------------------------------------------------------------------------ bind
 
 
+def test_an_optimiser_takes_a_parameters_entries_for_one_tensor():
+    """Not for as many layers as there are entries, each scaled for itself."""
+    _, _, stored = fitted()
+    assert any(".layers." in path for path in tree.flatten(stored))
+    assert not any(is_stacked(path) for path in tree.flatten(stored))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_only_the_chosen_entries_change_and_are_rounded_once(dtype):
     backbone, method, stored = fitted(dtype)
@@ -243,9 +253,9 @@ def test_only_the_chosen_entries_change_and_are_rounded_once(dtype):
         own, found = np.asarray(tree.get(backbone.params, path)), np.asarray(merged[path])
         np.testing.assert_array_equal(found[~mask], own[~mask])
         if mask.any():
-            values = np.asarray(tree.get(stored, f"{path}/values"))
-            wanted = (own[mask].astype(np.float32) + values).astype(dtype)
-            np.testing.assert_array_equal(found[mask], wanted)
+            values = np.asarray(stored[dotted(path)]["values"])
+            np.testing.assert_array_equal(found[mask], values.astype(dtype))
+            assert (found[mask] != own[mask]).any()
     folded = tree.flatten(jax.jit(method.fold)(backbone.params, stored))
     for path, leaf in merged.items():
         np.testing.assert_array_equal(folded[path], leaf)
@@ -271,7 +281,7 @@ def test_gradients_are_full_fine_tunings_at_the_chosen_entries():
     for path, mask in masks(stored, backbone.params).items():
         if mask.any():
             wanted = np.asarray(tree.get(full, path))[mask]
-            oracle.assert_close(tree.get(ours, f"{path}/values"), wanted, 1e-5, path)
+            oracle.assert_close(ours[dotted(path)]["values"], wanted, 1e-5, path)
 
 
 def test_an_adapter_file_holds_the_mask(tmp_path):
@@ -298,15 +308,12 @@ def small_masked(folder):
 def test_a_run_is_set_up_with_the_mask_of_its_own_shots(tmp_path):
     config = small_masked(tmp_path)
     backbone = experiment.open_backbone(config)
-    draws = [
-        experiment.open_examples("mine", config.data, backbone, seed, training=True)
-        for seed in (config.seed, 7)
-    ]
-    run = experiment.set_up(config, backbone, draws[0])
+    draw = experiment.open_examples("mine", config.data, backbone, config.seed, training=True)
+    run = experiment.set_up(config, backbone, draw)
     assert pj.count(run.state.stored) == int(0.02 * tree.count(backbone.params))
-    sampler = FewShotSampler(draws[0], 1, config.seed)
-    batches = [sampler.batch(i) for i in range(draws[0].num_examples)]
-    assert {int(draws[0].example[b["row"][0]]) for b in batches} == set(draws[0].example_ids)
+    sampler = FewShotSampler(draw, 1, config.seed)
+    batches = [sampler.batch(i) for i in range(draw.num_examples)]
+    assert {int(draw.example[b["row"][0]]) for b in batches} == set(draw.example_ids)
     for batch in batches:
         batch.pop("row")
     measured = fisher_information(backbone, run.objective, batches)
@@ -314,8 +321,8 @@ def test_a_run_is_set_up_with_the_mask_of_its_own_shots(tmp_path):
     assert run.method.spec == method.spec
     wanted = method.init(jax.random.key(0), backbone)
     assert_same_trees(run.state.fixed, tree.split_fixed(wanted)[1])
-    # Another draw of shots has a mask of its own, in the same training.
-    run.restart(7, draws[1])
+    # Other templates, or other shots, have a mask of their own in the same training.
+    run.restart(7, draw)
     assert pj.count(run.state.stored) == pj.count(wanted)
     assert run.method.spec != method.spec
 

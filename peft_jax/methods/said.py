@@ -39,8 +39,8 @@ def said(
     intrinsic dimension; T0-3B has 558 tensors).
 
     The public code (github.com/r-three/t-few, src/models/intrinsic.py) trains one parameter less,
-    and cuts v off at the width of each projection, so that of 500,000 dimensions most tensors see
-    4,096; here every tensor is moved by all of v.
+    and cuts v off where a tensor has fewer rows and columns: of 500,000 dimensions an attention's
+    kernel in T0-3B sees 4,096 and no tensor more than 65,536. Here all of v moves every tensor.
 
     Args:
       dimension: trained parameters in all.
