@@ -106,6 +106,7 @@ def _interpret(stream: BinaryIO) -> Any:
     """The value of the pickle that starts at the stream's position, which is left behind it."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    argument: Any
     for operation, argument, _ in pickletools.genops(stream):
         name = operation.name
         if name in ("PROTO", "FRAME"):

@@ -153,7 +153,8 @@ def groups(leaves: Leaves, config: Config) -> list[tuple[Leaves, tuple[int, ...]
     """Leaves that lie in the same layers, together: those in all layers of their stack first."""
     made: dict[tuple[int, ...] | None, Leaves] = collections.defaultdict(dict)
     for path, held in leaves.items():
-        layers = None if None in held else tuple(sorted(held))
+        layers: tuple[int, ...] | None = tuple(sorted(i for i in held if i is not None))
+        layers = None if None in held else layers
         if layers is not None and len(layers) == config.depth(path):
             layers = None
         made[layers][path] = held

@@ -43,7 +43,7 @@ def load_npy(path: str | Path, backbone: Backbone) -> tuple[Params, Method]:
     if not floating or array.ndim != 2 or array.shape[1] != width or not len(array):
         what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
         raise InputError(f"prompt file {path} holds {what}; wanted floats [length, {width}]")
-    method = prompt_tuning(len(array), init="random", where=stack)
+    method = prompt_tuning(len(array), init="random")
     return {stack: {"prompt": jnp.asarray(array, jnp.float32)}}, method
 
 

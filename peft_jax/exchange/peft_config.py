@@ -91,7 +91,7 @@ FIELDS: dict[str, tuple[set[str], set[str], set[str]]] = {
 }
 """By PEFT's name of a method: its fields."""
 
-_DEFAULTS = {
+_DEFAULTS: dict[str, dict[str, Any]] = {
     "LORA": {"r": 8, "lora_alpha": 8},
     "ADALORA": {"lora_alpha": 8, "target_r": 8, "init_r": 12, "tinit": 0, "tfinal": 0}
     | {"deltaT": 1, "beta1": 0.85, "beta2": 0.85, "orth_reg_weight": 0.5},

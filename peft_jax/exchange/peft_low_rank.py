@@ -7,6 +7,7 @@ GPT-2's ``c_attn``) it has one A for queries, keys and values together, where we
 from __future__ import annotations
 
 import collections
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from peft_jax.exchange.modules import (
 )
 from peft_jax.exchange.peft_names import PREFIX, full_name, modules_of
 from peft_jax.methods import Method, from_spec
+from peft_jax.methods.lazy import AtLayers
 from peft_jax.tree import Params
 
 Found = tuple[list[tuple[Method, Params]], list[str]]
@@ -64,11 +66,12 @@ def _scale(rank: int, alpha: float, rslora: bool) -> float:
     return alpha / (rank**0.5 if rslora else rank)
 
 
-def _check_tensor(name: str, kind: str, array: np.ndarray | None, shape: tuple[int, ...]) -> None:
+def _checked(name: str, kind: str, array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     if array is None:
         raise InputError(f"tensor {name}.{kind} is missing")
     if array.shape != shape:
         raise InputError(f"tensor {name}.{kind} has shape {array.shape}; wanted {shape}")
+    return array
 
 
 # --------------------------------------------------------------------------------------------
@@ -97,18 +100,17 @@ def read_lora(fields, tensors, names: Names, backbone: Backbone) -> Found:
     found: dict[Part, Factors] = {}
     for name, held in modules_of(tensors, names, _LORA).items():
         linear = names.linears[name]
-        a, b = held.get("lora_A.weight"), held.get("lora_B.weight")
-        magnitude = held.get("lora_magnitude_vector", held.get("lora_magnitude_vector.weight"))
         rank = _at(fields.get("rank_pattern"), name, fields["r"])
         alpha = _at(fields.get("alpha_pattern"), name, fields["lora_alpha"])
         width = linear.outputs * len(linear.parts)
-        _check_tensor(name, "lora_A", a, (rank, linear.inputs))
-        _check_tensor(name, "lora_B", b, (width, rank))
+        a = _checked(name, "lora_A", held.get("lora_A.weight"), (rank, linear.inputs))
+        b = _checked(name, "lora_B", held.get("lora_B.weight"), (width, rank))
+        magnitude = held.get("lora_magnitude_vector", held.get("lora_magnitude_vector.weight"))
         if dora:
-            _check_tensor(name, "lora_magnitude_vector", magnitude, (width,))
+            magnitude = _checked(name, "lora_magnitude_vector", magnitude, (width,))
         for i, part in enumerate(linear.parts):
             own = slice(i * linear.outputs, (i + 1) * linear.outputs)
-            m = magnitude[own] if dora else None
+            m = magnitude[own] if dora and magnitude is not None else None
             found[part] = Factors(a.T, b.T[:, own], alpha, magnitude=m)
     spec = {
         "name": "dora" if dora else "lora",
@@ -138,8 +140,8 @@ def lora_parts(
     """
     leaves: Leaves = {}
     numbers: dict[str, tuple[int, float]] = {}
-    for module, layers in _by_module(found).items():
-        padded = _of_one_rank(layers, spec["rslora"])
+    for module, own in _by_module(found).items():
+        padded = _of_one_rank(own, spec["rslora"])
         first = next(iter(padded.values()))
         numbers[module] = first.rank, first.alpha
         for layer, each in padded.items():
@@ -313,9 +315,7 @@ def lora_factors(method: Method, stored: Params, backbone: Backbone) -> dict[Par
 
 def _like(bound: Any, leaf: jax.Array) -> Any:
     """The leaf in the layers of the bound one."""
-    import dataclasses
-
-    return dataclasses.replace(bound, values=leaf) if dataclasses.is_dataclass(bound) else leaf
+    return dataclasses.replace(bound, values=leaf) if isinstance(bound, AtLayers) else leaf
 
 
 def _by_linear(found: Mapping[Part, Factors], names: Names) -> dict[str, dict[Part, Factors]]:
@@ -414,17 +414,13 @@ def read_adalora(fields, tensors, names: Names, backbone: Backbone) -> Found:
         mask = _at(kept, name, np.ones(rank, bool))
         own = int(mask.sum())
         width = linear.outputs * len(linear.parts)
-        for kind, shape in (
-            ("lora_A", (own, linear.inputs)),
-            ("lora_E", (own, 1)),
-            ("lora_B", (width, own)),
-        ):
-            _check_tensor(name, kind, held.get(kind), shape)
+        shapes = {"lora_A": (own, linear.inputs), "lora_E": (own, 1), "lora_B": (width, own)}
+        their = {kind: _checked(name, kind, held.get(kind), s) for kind, s in shapes.items()}
         if mask.shape != (rank,):
             raise InputError(f"rank_pattern of {name} has {len(mask)} entries; init_r is {rank}")
         a = np.zeros((linear.inputs, rank), np.float32)
         e, b = np.zeros(rank, np.float32), np.zeros((rank, width), np.float32)
-        a[:, mask], e[mask], b[mask] = held["lora_A"].T, held["lora_E"][:, 0], held["lora_B"].T
+        a[:, mask], e[mask], b[mask] = their["lora_A"].T, their["lora_E"][:, 0], their["lora_B"].T
         for i, part in enumerate(linear.parts):
             columns = b[:, i * linear.outputs : (i + 1) * linear.outputs]
             for kind, array in (("lora_a", a), ("lora_e", e), ("lora_b", columns)):
@@ -435,11 +431,11 @@ def read_adalora(fields, tensors, names: Names, backbone: Backbone) -> Found:
     # What peft allots is the same where it is at the target from the start.
     spec["target_rank"] = min(spec["target_rank"], rank)
     made = []
-    for held, layers in groups(leaves, backbone.config):
-        modules = _modules_of(held, there)
+    for group, layers in groups(leaves, backbone.config):
+        modules = _modules_of(group, there)
         targets = our_targets(modules, there)
         method = from_spec(spec | {"targets": targets, "layers": layers})
-        made.append((method, stacked(held)))
+        made.append((method, stacked(group)))
     return made, []
 
 
@@ -486,7 +482,9 @@ def _one_adalora(name: str, own: Mapping[Part, Factors], names: Names) -> Factor
     linear, (first, *others) = names.linears[name], own.values()
     if len(linear.parts) == 1:
         return first
-    alike = all(np.array_equal(x.a, first.a) and np.array_equal(x.e, first.e) for x in others)
+    pairs = [(x.e, first.e) for x in others if x.e is not None and first.e is not None]
+    alike = all(np.array_equal(x.a, first.a) for x in others)
+    alike = alike and all(np.array_equal(one, other) for one, other in pairs)
     if not alike or len(own) < len(linear.parts):
         raise InputError(
             f"PEFT's AdaLoRA has one lora_A and lora_E for all of {name}; this adapter has others "
@@ -516,15 +514,15 @@ def read_vera(fields, tensors, names: Names, backbone: Backbone) -> Found:
                 f"VeRA on the fused projection {name} is not supported: its parts read different "
                 "rows of vera_B, ours all read the first ones"
             )
-        _check_tensor(name, "vera_lambda_b", held.get("vera_lambda_b"), (linear.outputs,))
-        _check_tensor(name, "vera_lambda_d", held.get("vera_lambda_d"), (rank,))
+        _checked(name, "vera_lambda_b", held.get("vera_lambda_b"), (linear.outputs,))
+        _checked(name, "vera_lambda_d", held.get("vera_lambda_d"), (rank,))
         (part,) = linear.parts
         sides.append((linear.inputs, linear.outputs))
         for kind, vector in held.items():
             leaves.setdefault(f"{part.module}/{kind}", {})[part.layer] = vector
     inputs, outputs = (max(side) for side in zip(*sides, strict=True))
-    _check_tensor("base_model", "vera_A", shared["vera_A"], (rank, inputs))
-    _check_tensor("base_model", "vera_B", shared["vera_B"], (outputs, rank))
+    _checked("base_model", "vera_A", shared["vera_A"], (rank, inputs))
+    _checked("base_model", "vera_B", shared["vera_B"], (outputs, rank))
     there = find_modules(backbone.config, "lora_a", ".*")
     spec = {
         "name": "vera",
@@ -533,16 +531,16 @@ def read_vera(fields, tensors, names: Names, backbone: Backbone) -> Found:
         "d_initial": fields["d_initial"],
     }
     made = []
-    for held, layers in groups(leaves, backbone.config):
-        modules = _modules_of(held, there)
-        own = [names.linears[names.places[Part(m, next(iter(held[f"{m}/vera_lambda_b"])))]]
+    for group, layers in groups(leaves, backbone.config):
+        modules = _modules_of(group, there)
+        own = [names.linears[names.places[Part(m, next(iter(group[f"{m}/vera_lambda_b"])))]]
                for m in modules]  # fmt: skip
         # As much of them as these modules read.
         a = shared["vera_A"].T[: max(linear.inputs for linear in own)]
         b = shared["vera_B"].T[:, : max(linear.outputs for linear in own)]
         method = from_spec(spec | {"targets": our_targets(modules, there), "layers": layers})
         fixed = {"fixed": {"vera_a": jnp.asarray(a), "vera_b": jnp.asarray(b)}}
-        made.append((method, tree.join(stacked(held), fixed)))
+        made.append((method, tree.join(stacked(group), fixed)))
     return made, []
 
 

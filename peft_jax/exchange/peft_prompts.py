@@ -60,7 +60,7 @@ def read_prompt(fields, tensors, names: Names, backbone: Backbone) -> Found:
         notes.append(f"rows {rows} to {len(table) - 1} of {TABLE}, which PEFT never reads")
     table = table[:rows]
     stack = config.input_stack
-    method = prompt_tuning(rows, init="random", where=stack)
+    method = prompt_tuning(rows, init="random")
     return [(method, {stack: {"prompt": jnp.asarray(table)}})], notes
 
 
