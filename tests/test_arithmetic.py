@@ -91,6 +91,24 @@ def test_negation_takes_away_what_was_added():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x - 1, 1 - y, atol=1e-6), vectors, negated)
 
 
+def test_negation_of_other_low_rank_methods():
+    adalora = adapted(BACKBONE, pj.adalora(2, 1))
+    opposite = {m: -x for m, x in updates(*adalora).items()}
+    assert_updates(arithmetic.negate(*adalora), opposite)
+    assert_updates(arithmetic.truncate_rank(*arithmetic.negate(*adalora), 2), opposite)
+    vera = adapted(BACKBONE, pj.vera(3))
+    houlsby = adapted(BACKBONE, pj.houlsby_adapter(2, train_norms=False))
+    for (method, stored), ends in ((vera, "lora_b"), (houlsby, ("up", "up_bias"))):
+        negated = arithmetic.negate(method, stored)[1]
+        before, after = (tree.flatten(method.bind(s)) for s in (stored, negated))
+        for path, leaf in before.items():
+            sign = -1 if path.endswith(ends) else 1
+            wanted = jax.tree.map(lambda x, sign=sign: sign * x, leaf)
+            jax.tree.map(np.testing.assert_array_equal, wanted, after[path])
+    with pytest.raises(InputError, match=r"'vera' has .* no LoRA factor"):
+        arithmetic.truncate_rank(*vera, 1)
+
+
 @pytest.mark.parametrize("weight", [2.5, -0.5, 0.0])
 def test_one_adapters_update_is_scaled_by_its_weight(weight):
     lora = several(LORA, 1)

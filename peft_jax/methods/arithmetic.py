@@ -33,7 +33,7 @@ from peft_jax.errors import InputError
 from peft_jax.methods import task_vectors
 from peft_jax.methods.base import Method
 from peft_jax.methods.composition import compose
-from peft_jax.methods.lazy import AtLayers
+from peft_jax.methods.lazy import AtLayers, Lazy
 from peft_jax.methods.lora import lora
 from peft_jax.methods.task_vectors import Vectors
 from peft_jax.tree import Params
@@ -88,9 +88,10 @@ def average(adapters: Sequence[Adapter], weights: Sequence[float] | None = None)
 def negate(method: Method, adapter: Params, *, origin: Params | None = None) -> Adapter:
     """The adapter whose task vector is the opposite: subtracts what this one has learned.
 
-    LoRA: B becomes -B, and bottleneck adapters: the up projection becomes its opposite; the update
-    itself is negated, exactly. (IA)³: l becomes 2 - l; the change of the scaled activations is
-    negated, exactly (Zhang et al. 2023, section 3). Anything else: 2 origin - adapter.
+    LoRA (AdaLoRA, VeRA): B becomes -B, and in bottleneck adapters the up projection becomes its
+    opposite; the update itself is negated, exactly. (IA)³: l becomes 2 - l; the change of the
+    scaled activations is negated, exactly (Zhang et al. 2023, section 3). Anything else:
+    2 origin - adapter.
 
     Raises:
       InputError: a leaf without a point where it changes nothing, and no ``origin``.
@@ -109,9 +110,9 @@ def negate(method: Method, adapter: Params, *, origin: Params | None = None) -> 
     return method, tree.map_with_path(opposite, adapter)
 
 
-# Of two factors one is negated. A scale is applied to the product, so its sign is no matter.
-_NEGATED = ("lora_b", "up", "up_bias")
-_KEPT_BY_NEGATION = ("lora_a", "down", "down_bias")
+# Of the factors of a product one is negated and the others are kept.
+_NEGATED = ("lora_b", "up", "up_bias", "vera_lambda_b")
+_KEPT_BY_NEGATION = ("lora_a", "lora_e", "down", "down_bias", "vera_lambda_d")
 
 
 # --------------------------------------------------------------------------------------------
@@ -458,7 +459,7 @@ def _origin_of(path: str, leaf: np.ndarray, given: dict[str, np.ndarray] | None)
         if path not in given or given[path].shape != leaf.shape:
             raise InputError(f"origin has no leaf {path!r} of shape {leaf.shape}")
         return given[path]
-    if path.rpartition("/")[2] == "ia3":
+    if path.endswith(("/ia3", "/input_scale")):
         return np.ones_like(leaf)
     raise InputError(
         f"{path!r} has no value of its own at which it changes nothing: pass origin=, the stored "
@@ -526,16 +527,21 @@ _FACTORS = ("lora_a", "lora_b", "lora_dropout")
 
 def _is_lora(method: Method, stored: Params) -> bool:
     bound = tree.flatten(jax.eval_shape(method.bind, stored))
-    return all(path.endswith(_FACTORS) for path in bound)
+    return all(_is_factor(path, leaf) for path, leaf in bound.items())
+
+
+def _is_factor(path: str, leaf: Any) -> bool:
+    # VeRA's A depends on the backbone: it is no array before it is merged.
+    return path.endswith(_FACTORS) and (isinstance(leaf, AtLayers) or not isinstance(leaf, Lazy))
 
 
 def _factors(method: Method, stored: Params) -> _Factors:
     bound = tree.flatten(method.bind(stored))
-    other = [path for path in bound if not path.endswith(_FACTORS)]
+    other = [path for path, leaf in bound.items() if not _is_factor(path, leaf)]
     if other:
         raise InputError(
-            f"{method.spec['name']!r} has {other[0]!r}, which is no LoRA factor: ranks belong to "
-            "LoRA alone"
+            f"{method.spec['name']!r} has {other[0]!r}, which is no LoRA factor of its own: ranks "
+            "belong to LoRA alone"
         )
     chosen = {leaf.layers if isinstance(leaf, AtLayers) else None for leaf in bound.values()}
     if len(chosen) > 1:
