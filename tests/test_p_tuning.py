@@ -1,12 +1,14 @@
 """P-tuning's prompt encoders: against Hugging Face PEFT and torch, in a template, and counted."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import peft_jax as pj
-from peft_jax import tree
+from peft_jax import experiment, inference, tree
 from peft_jax.backbones import abstract_backbone, backbone_config
 from peft_jax.errors import InputError
 from peft_jax.methods import prompt_encoders
@@ -18,6 +20,8 @@ from tests.random_adapters import (
     backbone_of,
     compiled_logits,
 )
+from tests.small_task import TEMPLATES, write_task
+from tests.test_answers import QUIET, config_of, folder  # noqa: F401
 from tests.test_prefix_tuning import assert_as_peft
 
 HEAD = "prompt_encoder.default."
@@ -237,3 +241,44 @@ def test_spec_gives_the_method_again():
     assert tree.flatten(jax.tree.map(jnp.shape, abstract_init(again, backbone))) == tree.flatten(
         jax.tree.map(jnp.shape, abstract_init(method, backbone))
     )
+
+
+# --------------------------------------------------------------------------------------------
+# A run
+# --------------------------------------------------------------------------------------------
+def marked_task(folder):  # noqa: F811
+    """The small task again, with markers around its words."""
+    data = folder / "data" / "marked"
+    if not data.exists():
+        write_task(data)
+        plain, _, _ = TEMPLATES.partition("  three:")
+        text = plain.replace("{{text}} Is it warm?", "<soft> {{text}} <soft 2-3> Is it warm?")
+        (data / "templates.yaml").write_text(text)
+    return "marked"
+
+
+@pytest.mark.slow
+def test_templates_with_markers_need_a_method_with_rows(folder, tmp_path):  # noqa: F811
+    config = config_of(folder, "gpt2", task=marked_task(folder), method=("ia3",))
+    with pytest.raises(InputError, match="marked: the marker <soft 3> finds no row, the method ha"):
+        experiment.run(config, tmp_path / "out", console=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_rows_at_markers_are_trained_kept_and_read(folder, tmp_path):  # noqa: F811
+    config = config_of(folder, "gpt2", task=marked_task(folder), method=("p_tuning",))
+    rows = dataclasses.replace(config.p_tuning, length=4, placement="markers", encoder="mlp")
+    config = dataclasses.replace(config, p_tuning=rows)
+    result = experiment.run(config, tmp_path / "out", console=QUIET)
+    # The backbone alone reads no markers.
+    assert result.get("zero_shot") is None
+    again = inference.evaluate_adapter(tmp_path / "out", config, None, QUIET)
+    assert again["accuracy_per_template"] == result["evaluation"]["accuracy_per_template"]
+    asked = [
+        inference.predict_text(tmp_path / "out", folder / "gpt2", text, ["No", "Yes"])
+        for text in ("There is sun <soft 3>", "There is sun <soft 0>")
+    ]
+    assert asked[0] != asked[1]
+    with pytest.raises(InputError, match="the texts: the marker <soft 4> finds no row"):
+        inference.predict_text(tmp_path / "out", folder / "gpt2", "a <soft 4>", ["No", "Yes"])
