@@ -346,7 +346,7 @@ def convert(arguments: Sequence[str]) -> None:
     summaries = conversion.convert(
         given.source,
         given.target,
-        given.to,
+        given.to,  # type: ignore[arg-type]  # checked there, with the formats of adapters named
         dtype=given.dtype,
         config=given.backbone_config,
         scanned=given.scanned,
@@ -363,8 +363,15 @@ def _convert_adapter(given: Convert, console: Console) -> None:
         if getattr(given, name):
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} is for backbones; {given.source} is an adapter")
-    options = {"backbone": given.backbone, "alpha": given.alpha, "overwrite": given.overwrite}
-    console.print(table(*convert_adapter(given.source, given.target, given.to, **options)))
+    converted = convert_adapter(
+        given.source,
+        given.target,
+        given.to,
+        backbone=given.backbone,
+        alpha=given.alpha,
+        overwrite=given.overwrite,
+    )
+    console.print(table(*converted))
 
 
 def pretrain(arguments: Sequence[str]) -> None:

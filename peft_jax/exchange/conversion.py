@@ -97,7 +97,7 @@ def _torch_format(path: Path) -> AdapterFormat:
 def convert_adapter(
     source: str | Path,
     target: str | Path,
-    to: AdapterFormat | None = None,
+    to: str | None = None,
     *,
     backbone: str | None = None,
     alpha: float | None = None,
@@ -125,22 +125,22 @@ def convert_adapter(
     stored = adapter_format(source)
     if stored is None:
         raise InputError(f"{source} is no adapter of {', '.join(FORMATS)}")
-    to = to or _default_format(stored, target)
-    if to not in WRITTEN:
+    if to is not None and to not in WRITTEN:
         raise InputError(f"adapters are written as {', '.join(WRITTEN)}, not as {to!r}")
+    kind: AdapterFormat = to or _default_format(stored, target)  # type: ignore[assignment]
     if alpha is not None and stored != "loralib":
         raise InputError(f"alpha is for loralib's files, which lack it; {source} is {stored}")
-    _check_target(source, target, to, overwrite)
+    _check_target(source, target, kind, overwrite)
     # On the host: nothing here is worth an accelerator.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         model = _backbone(source, stored, backbone)
         read = _read(source, stored, model, alpha)
-        _write(target, to, read, model, overwrite)
-    summaries = (
-        _summary(path, kind, read.adapter, read.method, model)
-        for path, kind in ((source, stored), (target, to))
+        _write(target, kind, read, model, overwrite)
+    return (
+        _summary(source, stored, read, model),
+        _summary(target, kind, read, model),
+        read.notes,
     )
-    return (*summaries, read.notes)  # type: ignore[return-value]
 
 
 def _default_format(stored: AdapterFormat, target: Path) -> AdapterFormat:
@@ -223,10 +223,8 @@ def _write(
         writers[to](target, adapter, method, model)
 
 
-def _summary(
-    path: Path, kind: AdapterFormat, adapter: Params, method: Method, model: Backbone
-) -> Summary:
-    parts = method.spec.get("methods", [method.spec])
+def _summary(path: Path, kind: AdapterFormat, read: Imported, model: Backbone) -> Summary:
+    parts = read.method.spec.get("methods", [read.method.spec])
     file = path / FILE if kind == "native" and path.is_dir() else path
     files = [f for f in (file.rglob("*") if file.is_dir() else [file]) if f.is_file()]
     return Summary(
@@ -234,8 +232,8 @@ def _summary(
         format=kind,
         method=" + ".join(part["name"] for part in parts),
         backbone=model.name,
-        tensors=len(tree.flatten(adapter)),
-        parameters=count(adapter),
+        tensors=len(tree.flatten(read.adapter)),
+        parameters=count(read.adapter),
         size=sum(f.stat().st_size for f in files),
     )
 
