@@ -90,11 +90,13 @@ def random_parts(source: Stream, blocks: jax.Array, size: int) -> Parts:
       size: N, a power of two of at most 2^31.
     """
     index = jnp.arange(size, dtype=jnp.uint32)
-    one, other = _words(source, blocks, index)
+    beyond = jnp.uint32(1 << 31) + jnp.arange(_ROUNDS, dtype=jnp.uint32)  # no index is so large
+    words = _words(source, blocks, jnp.concatenate([index, beyond]))
+    (one, other), rounds = words[:, :, :size], words[:, :, size:]
     uniform = ((one >> 8).astype(jnp.float32) + 0.5) * 2.0**-24
     gaussian = np.float32(np.sqrt(2)) * jax.scipy.special.erfinv(2 * uniform - 1)
     signs = 1 - 2 * (other & 1).astype(jnp.float32)
-    return Parts(signs, _permutation(source, blocks, index), gaussian)
+    return Parts(signs, _permutation(index, *rounds), gaussian)
 
 
 def _words(source: Stream, blocks: jax.Array, index: jax.Array) -> jax.Array:
@@ -104,17 +106,15 @@ def _words(source: Stream, blocks: jax.Array, index: jax.Array) -> jax.Array:
     return threefry_2x32(key, counter.reshape(-1)).reshape(counter.shape)
 
 
-def _permutation(source: Stream, blocks: jax.Array, index: jax.Array) -> jax.Array:
-    """[K, N] int32: a bijection of the indices in each block.
+def _permutation(index: jax.Array, factors: jax.Array, terms: jax.Array) -> jax.Array:
+    """[K, N] int32: a bijection of the indices [N] in each block, from random words [K, rounds].
 
     Each round multiplies by a random odd number, adds another, and folds the high bits onto the low
     ones, all modulo N: invertible steps, so that nothing has to be sorted.
     """
     size = len(index)
     half = max(1, size.bit_length() // 2)
-    beyond = jnp.uint32(1 << 31) + jnp.arange(_ROUNDS, dtype=jnp.uint32)  # no index is so large
-    factors, terms = _words(source, blocks, beyond)
-    x = jnp.broadcast_to(index, (len(blocks), size))
+    x = jnp.broadcast_to(index, (len(factors), size))
     for r in range(_ROUNDS):
         x = (x * (factors[:, r, None] | 1) + terms[:, r, None]) & jnp.uint32(size - 1)
         x = x ^ (x >> half)

@@ -199,7 +199,7 @@ def test_rank_one_is_set_in_motion_by_vectors():
 
 
 def test_no_array_of_the_stacks_size_is_made_but_the_moved_leaf():
-    layers, inputs, outputs = 16, 64, 128
+    layers, inputs, outputs = 64, 64, 128
     own = jax.ShapeDtypeStruct((layers, inputs, outputs), jnp.float32)
     vector = jax.ShapeDtypeStruct((300,), jnp.float32)
     scale = jax.ShapeDtypeStruct((layers,), jnp.float32)
@@ -214,7 +214,7 @@ def test_no_array_of_the_stacks_size_is_made_but_the_moved_leaf():
     memory = jax.jit(both).lower(vector, scale, own, own).compile().memory_analysis()
     # The random parts and what is made of them, of one layer at a time.
     layer = inputs * outputs * 4
-    assert memory.temp_size_in_bytes < 14 * layer < layers * layer
+    assert memory.temp_size_in_bytes < 24 * layer < layers * layer
 
 
 def test_tfews_code_moves_parameters_alike(monkeypatch):
