@@ -128,6 +128,10 @@ def cases() -> dict[str, Case]:
         "head_roberta": Case("bert/roberta_classifier", _ia3(CLASSES)),
         "head_bart": Case("bart/bart_classifier",
                           _lora(CLASSES, modules_to_save=["classification_head"])),
+        # on models that have no head of their own
+        "head_t5": Case(T5, _lora(CLASSES, modules_to_save=["classification_head"])),
+        "head_gpt2": Case(GPT2, _ia3(CLASSES)),
+        "head_llama": Case(LLAMA, _prefix(CLASSES)),
     }  # fmt: skip
 
 
@@ -140,7 +144,10 @@ GOLDEN = (
 def base(case: Case) -> torch.nn.Module:
     """The model itself."""
     kind = TASKS[case.config.task_type]
-    return kind.from_pretrained(case.folder, attn_implementation="eager").eval()
+    model = kind.from_pretrained(case.folder, attn_implementation="eager").eval()
+    if case.config.task_type == CLASSES and model.config.pad_token_id is None:
+        model.config.pad_token_id = model.config.eos_token_id  # without one it reads no batch
+    return model
 
 
 def adapted(case: Case) -> torch.nn.Module:
@@ -163,8 +170,9 @@ def batch(case: Case) -> dict[str, np.ndarray]:
     config = transformers.AutoConfig.from_pretrained(case.folder)
     rng = np.random.default_rng(3)
     tokens = rng.integers(4, config.vocab_size, (BATCH, LENGTH)).astype(np.int32)
-    if case.config.task_type == CAUSAL:
-        return {"decoder_input_tokens": tokens}
+    if not (config.is_encoder_decoder or "bert" in config.model_type):
+        classifies = case.config.task_type == CLASSES
+        return {"encoder_input_tokens" if classifies else "decoder_input_tokens": tokens}
     mask = np.ones((BATCH, LENGTH), bool)
     mask[1, 5:] = False
     tokens = np.where(mask, tokens, config.pad_token_id).astype(np.int32)
