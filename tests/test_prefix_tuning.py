@@ -286,6 +286,7 @@ def test_an_mlp_is_fitted_to_a_texts_prefix(worded):
         fit_prefix(direct, target, target)
 
 
+@pytest.mark.slow
 def test_a_factory_fits_its_mlp_itself(worded):
     backbone = worded("gpt2")
     method = prefix_tuning(
@@ -337,6 +338,7 @@ def test_a_shared_set_serves_self_and_cross_attention():
     assert_same_trees(bound["self_attention"], bound["cross_attention"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["encoder", "decoder", "cross"])
 def test_every_set_is_read_and_alone(where):
     backbone = backbone_of("v1_1")
