@@ -50,18 +50,20 @@ def test_with_the_heads_own_vectors_it_scores_words_at_the_mask(family, placemen
         "choice_mask": np.asarray([[1, 1, 1], [1, 1, 0], [1, 0, 1]], bool),
         "label": np.asarray([2, 1, 0], np.int32),
     }
-    params = pj.merge(backbone.params, method.bind(stored))
-    del params["verbalizer"]
-    at_mask = scoring.verbalizer_log_probs(backbone.config, params, batch, MASK)
-    wanted = jax.nn.log_softmax(jnp.where(batch["choice_mask"], at_mask, -jnp.inf), axis=-1)
-    params = pj.merge(backbone.params, method.bind(stored))
-    scores = scoring.score_classes(backbone, params, batch, MASK)
+    config, objective = backbone.config, objectives.trained_verbalizer_objective(MASK)
+
+    @jax.jit
+    def run(params):
+        words_only = {name: leaf for name, leaf in params.items() if name != "verbalizer"}
+        at_mask = scoring.verbalizer_log_probs(config, words_only, batch, MASK)
+        wanted = jax.nn.log_softmax(jnp.where(batch["choice_mask"], at_mask, -jnp.inf), axis=-1)
+        trained = objective.value(config, params, batch, None, objective.counts(config, batch))
+        return wanted, scoring.score_classes(backbone, params, batch, MASK), trained
+
+    wanted, scores, (loss, metrics) = run(pj.merge(backbone.params, method.bind(stored)))
     np.testing.assert_array_equal(np.isinf(scores), ~batch["choice_mask"])
     there = batch["choice_mask"]
     oracle.assert_close(np.asarray(scores)[there], np.asarray(wanted)[there], 1e-5)
-    objective = objectives.trained_verbalizer_objective(MASK)
-    config = backbone.config
-    loss, metrics = objective.value(config, params, batch, None, objective.counts(config, batch))
     picked = np.asarray(scores)[np.arange(3), batch["label"]]
     assert float(loss) == pytest.approx(-picked.mean(), rel=1e-5)
     right = np.argmax(scores, axis=1) == batch["label"]
@@ -77,12 +79,15 @@ def test_elsewhere_the_state_that_predicts_the_answer_is_classified(family):
     stored["verbalizer"] = head_of(backbone, [7, 3, 9])
     pad = config.pad_id
     tokens = np.asarray([[5, 8, 6, 2], [4, 8, pad, pad]], np.int32)
-    params = pj.merge(backbone.params, method.bind(stored))
-    logits = transformer.verbalize(config, params, {"encoder_input_tokens": tokens})
     choices = np.asarray([[[7], [3], [9]]] * 2, np.int32)
     read = {"encoder_input_tokens": tokens, "choices": choices}
-    wanted = scoring.choice_log_probs(config, params, read)[..., 0]
-    difference = np.asarray(logits - wanted)
+
+    @jax.jit
+    def run(params):
+        logits = transformer.verbalize(config, params, {"encoder_input_tokens": tokens})
+        return logits - scoring.choice_log_probs(config, params, read)[..., 0]
+
+    difference = np.asarray(run(pj.merge(backbone.params, method.bind(stored))))
     oracle.assert_close(difference, np.repeat(difference[:, :1], 3, axis=1), 1e-5)
 
 
@@ -95,7 +100,7 @@ def test_another_number_of_classes_is_refused():
         "choice_mask": np.ones((1, 2), bool),
     }
     with pytest.raises(InputError, match=r"has 3 classes and the task 2 answers; .* labels=2"):
-        scoring.score_classes(backbone, params, batch, MASK)
+        jax.eval_shape(lambda p: scoring.score_classes(backbone, p, batch, MASK), params)
     with pytest.raises(InputError, match="there is no verbaliser"):
         scoring.score_classes(backbone, backbone.params, batch, MASK)
 
