@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def products(jaxpr, times=1):
             inner = np.prod([shape[i] for i in contracted], dtype=np.int64)
             total += times * int(inner) * equation.outvars[0].aval.size
         runs = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inside in jax.core.jaxprs_in_params(equation.params):
+        for inside in jax.extend.core.jaxprs_in_params(equation.params):
             total += products(inside, times * runs)
     return total
 
