@@ -30,8 +30,8 @@ from peft_jax.backbones import (
 from peft_jax.decoding import Decoding, Generated, generate, greedy
 from peft_jax.ensembles import combine_scores, ensemble_scores, vote_texts
 from peft_jax.errors import InputError
-from peft_jax.fisher import fisher_information
 from peft_jax.exchange import load_peft, load_tfew, save_peft, save_tfew
+from peft_jax.fisher import fisher_information
 from peft_jax.methods import (
     Method,
     adalora,
