@@ -247,14 +247,17 @@ def draw_methods(path: Path, runs: Sequence[MethodRun], presets: Sequence[str], 
     axis.set_title(title, fontsize=10)
     axis.margins(x=0.12, y=0.08)
     for name, (place, height, shown) in _label_heights(points, axis.get_ylim()).items():
+        moved = {"arrowstyle": "-", "color": report.GREY, "lw": 0.5, "shrinkB": 6}
         axis.annotate(
             name,
             (10**place, height),
             (10 ** (place + 0.06), shown),
             fontsize=8,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": report.GREY, "lw": 0.5, "shrinkB": 5},
+            arrowprops=moved if shown != height else None,
         )
+    # Room for the label of the largest, which is about a decade wide.
+    axis.set_xlim(right=10 ** (max(place for place, _ in points.values()) + 1))
     axis.legend(frameon=False, loc="lower right")
     report.save_figure(figure, path)
 
