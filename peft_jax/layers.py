@@ -466,13 +466,14 @@ def relative_bias(
     """T5's additive attention bias.
 
     Args:
-      table: [buckets, H].
+      table: [buckets, H], or [B, buckets, H], each input's own.
       query_positions: [T] int32; key_positions: [S] int32.
     Returns:
-      [1, H, T, S] float32.
+      [1 or B, H, T, S] float32.
     """
-    buckets = _bucket_of_distance(bidirectional, table.shape[0], max_distance)
-    by_distance = table.astype(jnp.float32)[buckets]  # [2 * max_distance + 1, H]
+    buckets = _bucket_of_distance(bidirectional, table.shape[-2], max_distance)
+    by_distance = table.astype(jnp.float32)[..., buckets, :]  # [2 * max_distance + 1, H]
     distance = key_positions[None, :] - query_positions[:, None]
     index = jnp.clip(distance, -max_distance, max_distance) + max_distance
-    return jnp.transpose(by_distance[index], (2, 0, 1))[None]
+    bias = jnp.moveaxis(by_distance[..., index, :], -1, -3)
+    return bias if table.ndim == 3 else bias[None]

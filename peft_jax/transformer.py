@@ -317,13 +317,17 @@ def _view(
     bias = layers.mask_bias(visible)
     local_bias = None
     if config.positions == "relative":
-        bias = bias + layers.relative_bias(
+        relative = layers.relative_bias(
             params[stack]["relative_bias"]["embedding"],
             positions[0],
             key_positions[0],
             bidirectional=stack == "encoder",
             max_distance=config.relative_max_distance,
         )
+        if len(relative) > 1:  # each input's own, for all of its sequences
+            rows = max(len(positions), bias.shape[0] if bias.ndim else 1)
+            relative = jnp.repeat(relative, rows // len(relative), axis=0)
+        bias = bias + relative
     if stack == "decoder" and config.local_layers and config.window is not None:
         distance = positions[:, None, :, None] - key_positions[:, None, None, :]
         near = layers.mask_bias(visible & (distance < config.window))
@@ -756,7 +760,11 @@ def decode(
 def _own_places(params: Params, tokens: jax.Array) -> jax.Array:
     """[N or 1, P + T] bool: which places of a decoder's soft prompt and its tokens are seen."""
     own = params["decoder"]
-    of_tasks = "prompt_mask" in own or "prefix_mask" in own["layers"]["self_attention"]
+    of_tasks = (
+        "prompt_mask" in own
+        or "prefix_mask" in own["layers"]["self_attention"]
+        or ("relative_bias" in own and own["relative_bias"]["embedding"].ndim == 3)
+    )
     rows = len(tokens) if of_tasks else 1
     return _with_prompt(params, "decoder", jnp.ones((rows, tokens.shape[1]), bool))
 

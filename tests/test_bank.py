@@ -142,11 +142,28 @@ def test_a_bank_needs_task_ids_and_adapters():
         pj.fold(params)
 
 
-def test_relative_positions_are_shared_by_the_inputs_of_a_batch():
-    backbone = backbone_of("t5_v1_1")
-    method = pj.partial("relative_bias/embedding")
-    with pytest.raises(InputError, match="cannot be in a bank: the inputs of a batch share"):
-        pj.bank([(method, method.init(jax.random.key(0), backbone))])
+@pytest.mark.parametrize("family", quickly(("t5_v1_1", "bart", "gpt2"), ("t5_v1_1",)))
+def test_whole_parameters_stand_in_a_bank(family):
+    """Kernels, embeddings, heads and a T5's relative positions, a copy for each task."""
+    backbone, config = backbone_of(family), FAMILIES[family]
+    parts = (pj.full(), pj.ia3(), pj.partial("embedding"))
+    entries = [adapted(backbone, part, seed=i) for i, part in enumerate(parts)]
+    entries[2] = parts[2], jax.tree.map(lambda x: 1.5 * x, parts[2].init(None, backbone))
+    together = pj.merge(backbone.params, pj.bank(entries))
+    batch = choices_of(family)
+    ids = {"task_ids": np.array([2, 0, 1], np.int32)}
+    score = jax.jit(lambda p, b: scoring.choice_log_probs(config, p, b))
+    mixed = np.asarray(score(together, batch | ids))
+    inputs = {"encoder_input_tokens": batch["encoder_input_tokens"]}
+    decoding = pj.Decoding(max_length=3, beams=2)
+    texts = pj.generate(backbone, together, inputs | ids, decoding).tokens
+    for row, task in enumerate(ids["task_ids"]):
+        params = merged_alone(backbone, entries, task)
+        real = batch["choices"][row] != config.pad_id
+        alone = np.asarray(score(params, batch))
+        oracle.assert_close(mixed[row][real], alone[row][real], 1e-5, f"task {task}")
+        own = pj.generate(backbone, params, inputs, decoding).tokens
+        np.testing.assert_array_equal(texts[row], own[row])
 
 
 @pytest.mark.parametrize("family", quickly(FAMILIES, ("bert",)))

@@ -81,8 +81,7 @@ def bank(adapters: Sequence[tuple[Method, Params]], tasks: int | None = None) ->
         until ``replace_in_bank`` fills them. None: no more than are given.
 
     Raises:
-      InputError: there is none, there are more than ``tasks``, or one changes a T5's relative
-        positions, which all inputs of a batch share.
+      InputError: there is none, or there are more than ``tasks``.
     """
     if not adapters:
         raise InputError("a bank needs at least one adapter")
@@ -94,11 +93,6 @@ def bank(adapters: Sequence[tuple[Method, Params]], tasks: int | None = None) ->
     for path in dict.fromkeys(path for leaves in flat for path in leaves):
         held = tuple(leaves.get(path) for leaves in flat)
         module, _, kind = path.rpartition("/")
-        if "relative_bias" in module:
-            raise InputError(
-                f"{path!r} cannot be in a bank: the inputs of a batch share their positions; "
-                "serve that adapter by itself, or leave the relative bias out of its targets"
-            )
         if module in _CLASSES:
             bound |= _class_leaves(module, flat)
             continue

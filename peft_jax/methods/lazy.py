@@ -9,6 +9,7 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from peft_jax.errors import InputError
 from peft_jax.stacks import PerTask, Tail
@@ -62,38 +63,6 @@ class AtLayers(Lazy):
         if self.layers == tuple(range(depth - len(self.layers), depth)):
             return Tail(own, values)
         return own.at[jnp.asarray(self.layers)].set(values)
-
-
-@_lazy
-class Delta(Lazy):
-    """What is added to the backbone's own leaf, in float32 and rounded once."""
-
-    values: jax.Array
-
-    def expand(self, own: jax.Array | None, module: Params, depth: int) -> jax.Array:
-        del module, depth
-        own = _needed(own, self.values.shape)
-        return (own.astype(jnp.float32) + self.values).astype(own.dtype)
-
-
-@_lazy
-class Sparse(Lazy):
-    """What is added to some entries of the backbone's own leaf.
-
-    Attributes:
-      indices: [n] int32 into the flattened leaf, none twice.
-      values: [n] float32.
-    """
-
-    indices: jax.Array
-    values: jax.Array
-
-    def expand(self, own: jax.Array | None, module: Params, depth: int) -> jax.Array:
-        del module, depth
-        own = _needed(own, None)
-        flat = own.reshape(-1)
-        entries = flat[self.indices].astype(jnp.float32) + self.values
-        return flat.at[self.indices].set(entries.astype(own.dtype)).reshape(own.shape)
 
 
 @_lazy
@@ -203,7 +172,7 @@ class OfTasks(Lazy):
         neutral = neutral if own is None else self._fill(own, size)
         stack = [neutral if x is None else self._fill(x, size).astype(neutral.dtype) for x in given]
         axis = int(self.stacked)
-        values = jnp.stack([*stack, neutral], axis=axis)
+        values = _stacked([*stack, neutral], axis)
         if self.reserved:
             empty = jnp.repeat(jnp.expand_dims(neutral, axis), self.reserved, axis=axis)
             values = jnp.concatenate([values, empty], axis=axis)
@@ -213,6 +182,16 @@ class OfTasks(Lazy):
         if not self.grown:
             return leaf
         missing = size - leaf.shape[self.grown]
+        if not missing:
+            return leaf
         widths = [(0, 0)] * leaf.ndim
         widths[self.grown] = (missing, 0) if self.in_front else (0, missing)
         return jnp.pad(leaf, widths, constant_values=self.filling)
+
+
+def _stacked(arrays: Sequence[jax.Array], axis: int) -> jax.Array:
+    """``jnp.stack``; by NumPy where the arrays are there, since a program for a thousand of them
+    takes a minute to compile, and is another one for every number of them."""
+    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+        return jnp.stack(arrays, axis=axis)
+    return jnp.asarray(np.stack([np.asarray(x) for x in arrays], axis=axis))
