@@ -131,8 +131,10 @@ def describe(adapter: Params, backbone: Backbone | None = None) -> str:
     total = tree.count(backbone.params) if backbone is not None else 0
     rows: list[tuple[str, ...]] = [("place", "shape", "count", "share")]
     for path, leaf in tree.flatten(adapter).items():
-        rows.append(_row(path, "x".join(map(str, leaf.shape)), tree.count(leaf), total))
-    rows.append(_row("total", "", tree.count(adapter), total))
+        shape = "x".join(map(str, leaf.shape))
+        fixed = tree.FIXED in path.split("/")
+        rows.append((path, shape, "constant", "") if fixed else _row(path, shape, leaf.size, total))
+    rows.append(_row("total", "", count(adapter), total))
     if not total:
         rows = [row[:3] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -79,7 +79,8 @@ class Rows(Lazy):
 
     def expand(self, own: jax.Array | None, module: Params, depth: int) -> jax.Array:
         del module, depth
-        own = _needed(own, None)
+        if own is None:
+            raise InputError("rows of an embedding find none that they could replace")
         return own.at[self.ids].set(self.values.astype(own.dtype))
 
 
@@ -120,13 +121,6 @@ def updated_column_norms(kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array
     squares = jnp.sum(w * w, axis=-2) + jnp.sum(lora_b * (2 * crossed), axis=-2)
     squares = squares + jnp.sum(lora_b * product("...rs,...so->...ro", gram, lora_b), axis=-2)
     return jnp.sqrt(jnp.maximum(squares, 0.0))
-
-
-def _needed(own: jax.Array | None, shape: tuple[int, ...] | None) -> jax.Array:
-    if own is None or (shape is not None and own.shape != shape):
-        have = "none" if own is None else f"one of shape {own.shape}"
-        raise InputError(f"a change {shape or ''} of the backbone's leaf finds {have}")
-    return own
 
 
 def at_layers(values: jax.Array, chosen: Sequence[int] | None, fill: float | None) -> Any:
