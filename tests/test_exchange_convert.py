@@ -15,7 +15,7 @@ from peft_jax.exchange.conversion import adapter_format, convert_adapter
 from peft_jax.torch_files import read_torch, write_torch
 from tests import oracle
 from tests.families import FAMILIES
-from tests.random_adapters import adapted
+from tests.random_adapters import adapted, backbone_of
 from tests.test_exchange_files import loralib_file
 from tests.test_transformer import random_backbone
 
@@ -65,14 +65,14 @@ def test_a_name_is_enough_where_no_weights_are_needed(tmp_path, native):
     """And the adapter then fits any weights of that configuration."""
     config = FAMILIES["t5_v1_1"]
     outline = abstract_backbone(config, name="some_t5")
-    adapter = adapted(random_backbone(config), pj.ia3())[1]
+    adapter = adapted(backbone_of("t5_v1_1"), pj.ia3())[1]
     pj.save_adapter(tmp_path / "a", adapter, pj.ia3(), outline)
     convert_adapter(tmp_path / "a", tmp_path / "a.pt")
     assert sum(array.size for array in read_torch(tmp_path / "a.pt").values()) == pj.count(adapter)
-    loaded, _ = pj.load_adapter(tmp_path / "a", random_backbone(config))
+    loaded, _ = pj.load_adapter(tmp_path / "a", backbone_of("t5_v1_1"))
     assert tree.flatten(loaded).keys() == tree.flatten(adapter).keys()
     with pytest.raises(InputError, match="was made for the backbone"):
-        pj.load_adapter(tmp_path / "a", random_backbone(FAMILIES["t5_v1_0"]))
+        pj.load_adapter(tmp_path / "a", backbone_of("t5_v1_0"))
 
 
 def test_the_command_prints_what_it_wrote_and_what_it_did_not_need(tmp_path, capsys):
@@ -100,7 +100,7 @@ def test_loralib_s_files_need_their_alpha(tmp_path):
 
 
 def test_backbones_are_still_converted(tmp_path, capsys):
-    pj.save_backbone(tmp_path / "a", random_backbone(FAMILIES["llama"]))
+    pj.save_backbone(tmp_path / "a", backbone_of("llama"))
     assert cli.main(["convert", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert pj.load_backbone(tmp_path / "b").config.family == "llama"
 

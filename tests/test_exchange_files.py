@@ -24,8 +24,7 @@ from peft_jax.exchange import (
 from peft_jax.torch_files import read_torch, write_torch
 from tests import oracle
 from tests.families import FAMILIES
-from tests.random_adapters import adapted
-from tests.test_transformer import random_backbone
+from tests.random_adapters import adapted, backbone_of
 
 T5 = FAMILIES["t5_v1_1"]
 EVERY = ("attention/(query|key|value|out)", "mlp/w.*")
@@ -33,7 +32,7 @@ EVERY = ("attention/(query|key|value|out)", "mlp/w.*")
 
 @pytest.fixture(scope="module")
 def t5():
-    return random_backbone(T5)
+    return backbone_of("t5_v1_1")
 
 
 @pytest.fixture(scope="module")
@@ -189,18 +188,18 @@ def test_tensors_that_are_none_of_t_few_s_are_refused(t5, tmp_path, change, mess
 
 
 @pytest.mark.parametrize(
-    ("method", "config", "message"),
+    ("method", "family", "message"),
     [
-        (pj.prompt_tuning(3), T5, "no method like 'prompt_tuning'; they have ia3, lora"),
-        (pj.lora(2, dropout=0.1), T5, "T-Few's LoRA has no dropout"),
-        (pj.ia3(), FAMILIES["t5_v1_0"], "a gated feed-forward alone"),
-        (pj.ia3(inputs="out"), T5, "scales what a projection computes"),
-        (pj.compose(pj.ia3(), pj.rank_one_scaling("key")), T5, "two methods meet at"),
-        (pj.ia3(), FAMILIES["bert"], "T-Few adapts T5s; the backbone is a bert"),
+        (pj.prompt_tuning(3), "t5_v1_1", "no method like 'prompt_tuning'; they have ia3, lora"),
+        (pj.lora(2, dropout=0.1), "t5_v1_1", "T-Few's LoRA has no dropout"),
+        (pj.ia3(), "t5_v1_0", "a gated feed-forward alone"),
+        (pj.ia3(inputs="out"), "t5_v1_1", "scales what a projection computes"),
+        (pj.compose(pj.ia3(), pj.rank_one_scaling("key")), "t5_v1_1", "two methods meet at"),
+        (pj.ia3(), "bert", "T-Few adapts T5s; the backbone is a bert"),
     ],
 )
-def test_what_t_few_s_files_cannot_say_is_refused(method, config, message, tmp_path):
-    backbone = random_backbone(config)
+def test_what_t_few_s_files_cannot_say_is_refused(method, family, message, tmp_path):
+    backbone = backbone_of(family)
     adapter = adapted(backbone, method)[1]
     with pytest.raises(InputError, match=message):
         save_tfew(tmp_path / "a.pt", adapter, method, backbone)
@@ -235,7 +234,7 @@ def loralib_file(path, config, rank=2, parts=2, head=True):
 
 
 def test_a_roberta_of_loralib_s_with_its_head(tmp_path):
-    backbone = random_backbone(FAMILIES["roberta"])
+    backbone = backbone_of("roberta")
     tensors = loralib_file(tmp_path / "a.bin", backbone.config)
     adapter, method = load_loralib(tmp_path / "a.bin", backbone, alpha=6)
     lora, head = method.spec["methods"]
@@ -263,7 +262,7 @@ def test_a_roberta_of_loralib_s_with_its_head(tmp_path):
 def test_a_gpt2_of_loralib_s_has_factors_for_parts_of_its_fused_projection(
     tmp_path, parts, adapted_parts
 ):
-    backbone = random_backbone(FAMILIES["gpt2"])
+    backbone = backbone_of("gpt2")
     tensors = loralib_file(tmp_path / "a.bin", backbone.config, parts=parts)
     adapter, method = load_loralib(tmp_path / "a.bin", backbone, alpha=32)
     folded = method.fold(backbone.params, adapter)
@@ -280,7 +279,7 @@ def test_a_gpt2_of_loralib_s_has_factors_for_parts_of_its_fused_projection(
 
 
 def test_loralib_s_tensors_without_a_place_are_refused(tmp_path):
-    backbone = random_backbone(FAMILIES["roberta"])
+    backbone = backbone_of("roberta")
     tensors = loralib_file(tmp_path / "a.bin", backbone.config)
     key = "roberta.encoder.layer.0.attention.self.query.lora_A"
     for change, message in (
@@ -357,7 +356,7 @@ def test_any_adapter_goes_into_an_archive(tmp_path, t5, method):
 def test_an_archive_is_checked_as_an_adapter_file_is(tmp_path, t5):
     save_npz(tmp_path / "a.npz", adapted(t5, pj.ia3())[1], pj.ia3(), t5)
     with pytest.raises(InputError, match="was made for the backbone"):
-        load_npz(tmp_path / "a.npz", random_backbone(FAMILIES["t5_v1_0"]))
+        load_npz(tmp_path / "a.npz", backbone_of("t5_v1_0"))
     np.savez(tmp_path / "b.npz", a=np.zeros(3))
     with pytest.raises(InputError, match=r"no array 'peft_jax\.adapter'"):
         load_npz(tmp_path / "b.npz", t5)

@@ -103,6 +103,8 @@ def read_peft(folder: str | Path, backbone: Backbone) -> Imported:
         head = _read_head(tensors, names)
         names.classifies = bool(head or backbone.config.num_labels)
         parts, notes = _READERS[fields["peft_type"]](fields, tensors, names, backbone)
+        if not parts:
+            raise InputError(f"there is no tensor of a {fields['peft_type']} in it")
         if tensors:
             some = ", ".join(sorted(tensors)[:3]) + (", ..." if len(tensors) > 3 else "")
             raise InputError(

@@ -520,7 +520,8 @@ def read_vera(fields, tensors, names: Names, backbone: Backbone) -> Found:
         sides.append((linear.inputs, linear.outputs))
         for kind, vector in held.items():
             leaves.setdefault(f"{part.module}/{kind}", {})[part.layer] = vector
-    inputs, outputs = (max(side) for side in zip(*sides, strict=True))
+    inputs = max((width for width, _ in sides), default=0)
+    outputs = max((width for _, width in sides), default=0)
     _checked("base_model", "vera_A", shared["vera_A"], (rank, inputs))
     _checked("base_model", "vera_B", shared["vera_B"], (outputs, rank))
     there = find_modules(backbone.config, "lora_a", ".*")
