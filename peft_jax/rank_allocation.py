@@ -22,7 +22,7 @@ import optax
 from peft_jax import tree
 from peft_jax.errors import InputError
 from peft_jax.methods.base import Method
-from peft_jax.methods.composition import _labels as compose_labels
+from peft_jax.methods.composition import stored_names
 from peft_jax.methods.lora import leaves_named
 from peft_jax.tree import Params
 
@@ -61,7 +61,7 @@ def _adaloras(path: str, spec: Mapping[str, Any]) -> Iterator[tuple[str, dict[st
         yield path, dict(spec)
     elif spec["name"] == "compose":
         parts = spec["methods"]
-        for label, part in zip(compose_labels([p["name"] for p in parts]), parts, strict=True):
+        for label, part in zip(stored_names([p["name"] for p in parts]), parts, strict=True):
             yield from _adaloras(f"{path}{label}/", part)
     elif spec["name"] == "multitask":
         for task in spec["tasks"]:

@@ -20,7 +20,7 @@ from peft_jax.backbones.families import FAMILIES
 from peft_jax.backbones.names import Rule
 from peft_jax.errors import InputError
 from peft_jax.methods import Method, compose, from_spec, ia3
-from peft_jax.methods.composition import _labels
+from peft_jax.methods.composition import stored_names
 from peft_jax.methods.ia3 import TARGETS as IA3_TARGETS
 from peft_jax.methods.lazy import AtLayers
 from peft_jax.transformer import Config
@@ -166,7 +166,7 @@ def composed(parts: Sequence[tuple[Method, Params]]) -> tuple[Params, Method]:
     if len(parts) == 1:
         method, stored = parts[0]
         return stored, method
-    labels = _labels([method.spec["name"] for method, _ in parts])
+    labels = stored_names([method.spec["name"] for method, _ in parts])
     method = compose(*(method for method, _ in parts))
     return {label: stored for label, (_, stored) in zip(labels, parts, strict=True)}, method
 
@@ -176,7 +176,7 @@ def parts_of(method: Method, stored: Params) -> list[tuple[Method, Params]]:
     if method.spec["name"] != "compose":
         return [(method, stored)]
     methods = [from_spec(spec) for spec in method.spec["methods"]]
-    labels = _labels([each.spec["name"] for each in methods])
+    labels = stored_names([each.spec["name"] for each in methods])
     return [(each, stored[label]) for each, label in zip(methods, labels, strict=True)]
 
 

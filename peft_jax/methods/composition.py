@@ -30,7 +30,7 @@ def compose(*methods: Method) -> Method:
         return methods[0]
     if not flat:
         raise InputError("compose needs at least one method")
-    labels = _labels([m.spec["name"] for m in flat])
+    labels = stored_names([m.spec["name"] for m in flat])
 
     def init(key: jax.Array, backbone: Backbone) -> Params:
         keys = jax.random.split(key, len(flat))
@@ -67,7 +67,8 @@ def _flatten_methods(methods: Sequence[Method]) -> list[Method]:
     return flat
 
 
-def _labels(names: Sequence[str]) -> list[str]:
+def stored_names(names: Sequence[str]) -> list[str]:
+    """The branches of a composed stored tree, for the names of its methods."""
     labels: list[str] = []
     for i, name in enumerate(names):
         earlier = names[:i].count(name)
@@ -80,6 +81,7 @@ _TOGETHER: dict[str, Callable[[Any, Any], jax.Array]] = {
     "lora_a": lambda a, b: jnp.concatenate([a, b], axis=-1),
     "lora_b": lambda a, b: jnp.concatenate([a, b], axis=-2),
     "ia3": lambda a, b: a * b,
+    "input_scale": lambda a, b: a * b,
     "prompt": lambda a, b: jnp.concatenate([a, b], axis=-2),
     "prefix_key": lambda a, b: jnp.concatenate([a, b], axis=-2),
     "prefix_value": lambda a, b: jnp.concatenate([a, b], axis=-2),

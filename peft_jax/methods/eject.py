@@ -26,7 +26,7 @@ def eject(method: Method, adapter: Params) -> tuple[Method, Params]:
     """
     # What the registry holds imports this module's neighbours.
     from peft_jax.methods import compose, from_spec
-    from peft_jax.methods.composition import _labels
+    from peft_jax.methods.composition import stored_names
 
     if method.spec["name"] != "compose":
         if not _has_network(method.spec):
@@ -38,10 +38,10 @@ def eject(method: Method, adapter: Params) -> tuple[Method, Params]:
         names = ", ".join(spec["name"] for spec in specs)
         raise InputError(f"none of {names} has a network to drop")
     parts = []
-    for label, spec in zip(_labels([spec["name"] for spec in specs]), specs, strict=True):
+    for label, spec in zip(stored_names([spec["name"] for spec in specs]), specs, strict=True):
         part = from_spec(spec), adapter[label]
         parts.append(eject(*part) if _has_network(spec) else part)
-    labels = _labels([part.spec["name"] for part, _ in parts])
+    labels = stored_names([part.spec["name"] for part, _ in parts])
     return compose(*(part for part, _ in parts)), {
         label: stored for label, (_, stored) in zip(labels, parts, strict=True)
     }
