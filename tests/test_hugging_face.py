@@ -14,6 +14,7 @@ import peft_jax as pj
 from peft_jax import tree
 from peft_jax.backbones import hugging_face
 from peft_jax.errors import InputError
+from peft_jax.torch_files import write_torch
 from tests import oracle
 from tests.test_transformer import CONFIG, V1_0, random_backbone, random_batch
 
@@ -62,17 +63,13 @@ def as_single(folder, config, tensors):
 
 
 def as_torch(folder, config, tensors):
-    torch = pytest.importorskip("torch")
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
-    state = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
-    torch.save(state, folder / "pytorch_model.bin")
+    write_torch(folder / "pytorch_model.bin", tensors)
     return folder
 
 
-@pytest.mark.parametrize(
-    "layout", [as_single, shard, pytest.param(as_torch, marks=pytest.mark.oracle)]
-)
+@pytest.mark.parametrize("layout", [as_single, shard, as_torch])
 @pytest.mark.parametrize("variant", oracle.FROZEN)
 @pytest.mark.parametrize("version", [4, 5])
 def test_every_layout_gives_the_same_model(tmp_path, layout, variant, version):
@@ -287,13 +284,12 @@ def damage(tmp_path, file, content):
         ("model.safetensors.index.json", b"{}"),
         ("model-00002-of-00003.safetensors", b""),
         ("model-00002-of-00003.safetensors", b"\x09" * 50),
-        pytest.param("pytorch_model.bin", b"PK", marks=pytest.mark.oracle),
+        ("pytorch_model.bin", b"PK"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, file, content):
     folder = damage(tmp_path, file, content)
     if file.endswith(".bin"):
-        pytest.importorskip("torch")
         for safe in folder.glob("*.safetensors*"):
             safe.unlink()
     with pytest.raises(InputError, match=file):
