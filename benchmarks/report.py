@@ -206,10 +206,12 @@ def write_page(folder: Path) -> None:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The whole of benchmarks.md: these results, and the study of the MiniLM."""
+    """The whole of benchmarks.md: these results, mixed batches, and the study of the MiniLM."""
+    from benchmarks import bank_report
     from benchmarks.minilm import report as minilm
 
-    return "\n".join(filter(None, [markdown(results), minilm.section()]))
+    parts = [markdown(results), bank_report.section(), minilm.section()]
+    return "\n".join(filter(None, parts))
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
