@@ -40,7 +40,15 @@ FROZEN = {
 LIVE = (
     *("ia3_mt5", "ia3_bart", "ia3_llama", "ia3_layers", "lora_t5", "lora_bart", "lora_gpt2_all"),
     *("lora_bert", "lora_layers", "dora_gpt2", "dora_llama", "pissa_t5", "adalora_t5"),
-    *("adalora_gpt2", "vera_t5", "vera_llama", "norms_t5", "norms_bart", "norms_llama"),
+    *(
+        "adalora_gpt2",
+        "adalora_pruned",
+        "vera_t5",
+        "vera_llama",
+        "norms_t5",
+        "norms_bart",
+        "norms_llama",
+    ),
     *("norms_gemma", "prompt_bart", "prompt_gpt2", "prompt_llama", "prompt_gemma2"),
     *("prompt_gemma3", "prompt_bert", "prompt_roberta", "p_tuning_t5", "p_tuning_gpt2"),
     *("prefix_bart", "prefix_gpt2", "prefix_mlp", "prefix_llama", "head_roberta", "head_bart"),

@@ -97,6 +97,7 @@ def cases() -> dict[str, Case]:
         "adalora_t5": Case(T5, peft.AdaLoraConfig(task_type=SEQ2SEQ, **ADALORA)),
         "adalora_gpt2": Case(GPT2, peft.AdaLoraConfig(task_type=CAUSAL, **ADALORA)),
         "adalora_llama": Case(LLAMA, peft.AdaLoraConfig(task_type=CAUSAL, **ADALORA)),
+        "adalora_pruned": Case(LLAMA, peft.AdaLoraConfig(task_type=CAUSAL, **ADALORA)),
         "vera_t5": Case(T5, peft.VeraConfig(task_type=SEQ2SEQ, r=4, target_modules=["q", "wi_0"])),
         "vera_llama": Case(LLAMA, peft.VeraConfig(task_type=CAUSAL, r=4, vera_dropout=0.1)),
         "vera_bert": Case(BERT, peft.VeraConfig(task_type=FEATURES, r=4)),
@@ -202,10 +203,25 @@ def logits(model: torch.nn.Module, arrays: dict[str, np.ndarray]) -> np.ndarray:
     return found[:, found.shape[1] - length :]
 
 
+def _prune(model: torch.nn.Module) -> None:
+    """Every module keeps other ranks, as `update_and_allocate` leaves them at the end."""
+    pattern = {}
+    for i, (name, e) in enumerate(model.named_parameters()):
+        if ".lora_E." in name:
+            kept = [bool((i + 1) >> bit & 1) for bit in range(len(e))]
+            pattern[name.removeprefix("base_model.model.")] = kept
+            with torch.no_grad():
+                e[~torch.tensor(kept)] = 0
+    model.base_model.resize_modules_by_rank_pattern(pattern, "default")
+    model.peft_config["default"].rank_pattern = pattern
+
+
 def write(name: str, folder: Path) -> None:
     """A PEFT folder of a case, with oracle.npz in it."""
     case = cases()[name]
     model = adapted(case)
+    if name == "adalora_pruned":
+        _prune(model)
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     config = folder / "adapter_config.json"
