@@ -46,8 +46,8 @@ def multitask(methods: Mapping[str, Method] | Sequence[Method]) -> Method:
     Count: the sum over tasks. Folds into nothing: no kernel holds several adapters.
 
     Raises:
-      InputError: no task, a name that cannot be part of a path; from ``init``, a method that a
-        bank cannot hold.
+      InputError: no task, a name that cannot be part of a path; from ``init``, what a task's own
+        method raises, or adapters that cannot stand in one bank.
     """
     named = _named(methods)
 
