@@ -9,6 +9,7 @@ import pytest
 
 import peft_jax as pj
 from peft_jax import scoring, transformer, tree
+from peft_jax.methods.composition import stored_names
 from peft_jax.methods.lazy import Lazy
 from tests import oracle
 from tests.families import FAMILIES, QUICK
@@ -48,10 +49,12 @@ UNSEEN = {
     "partial": pj.partial(("attention/key/kernel", "mlp/wo/kernel"), layers=(0,)),
     "top layers": pj.top_layers(1),
     "fish": pj.fish_mask(0.01, targets="kernel", choice="random"),
-    "said": pj.said(64, targets="layers/.*/kernel"),
+    "said": pj.said(64, targets="query/kernel"),
     "rows": pj.vocabulary_rows(ids=(4, 7)),
 }
 METHODS = {**SEEN, **UNSEEN}
+# Rows are bound as they are stored: one of them stands for all.
+SEEN_ALIKE = [n for n in SEEN if n.startswith("prompt") and n != "prompts at every layer"]
 # Bottlenecks start close to it: with weights of 1e-3 and less.
 CLOSE = {"houlsby": 1e-2, "pfeiffer": 0.5, "compacter": 1e-2, "compacter++": 1e-2}
 FEW = ("prefix", "prompt behind the input", "prompts at every layer", "houlsby", "pfeiffer", "dora")
@@ -105,7 +108,7 @@ def test_the_initial_function_is_the_backbones(name, family):
     oracle.assert_close(found, wanted, CLOSE.get(name, 1e-5))
 
 
-@over()
+@over(quick=("prefix", "low rank", "compacter++", "vera", "top layers"), few=("prefix",))
 def test_an_adapter_changes_the_function_and_every_part_of_it_matters(name, family):
     backbone, method, stored = trained(name, family)
     batch = fitting_batch(backbone.config)
@@ -121,7 +124,7 @@ def test_an_adapter_changes_the_function_and_every_part_of_it_matters(name, fami
         assert np.any(np.asarray(gradient) != 0), path
 
 
-@over()
+@over(quick=("prefix", "pissa", "dora, one layer", "rank-one scaling", "fish"), few=())
 def test_folded_equals_merged(name, family):
     backbone, method, stored = trained(name, family)
     merged = pj.merge(backbone.params, method.bind(stored))
@@ -157,7 +160,7 @@ def test_what_was_not_folded_is_not_unfolded():
         pj.unfold(backbone.params, {"other": {"kernel": jnp.ones(3)}})
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("said", *SEEN_ALIKE)])
 def test_the_derivative_of_bind_is_the_finite_difference(name):
     """Along one direction; bind need not be linear (networks, products)."""
     _, method, stored = trained(name, "t5_v1_1")
@@ -190,7 +193,7 @@ def test_saved_and_loaded_adapters_are_equal(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, same.bind(loaded), method.bind(stored))
 
 
-@over(quick=FEW, few=())
+@over(quick=("prefix", "prompts at every layer"), few=())
 def test_scan_equals_a_loop_over_layers(monkeypatch, name, family):
     backbone, method, stored = trained(name, family)
     params = transformer.without_tails(pj.merge(backbone.params, method.bind(stored)))
@@ -228,6 +231,11 @@ def test_no_matrix_of_a_frozen_weights_shape_is_saved_or_made(name, family):
 # ------------------------------------------------------------------------------ banks
 
 BANK = tuple(METHODS)
+# One of each kind of leaf, for the quick tests.
+MIXED = (
+    *("prompt behind the input", "prompts at every layer", "prefix", "p_tuning", "houlsby"),
+    *("pfeiffer", "dora, one layer", "rank-one scaling", "partial", "rows", "norms"),
+)
 WRITERS = tuple(n for n, c in FAMILIES.items() if c.decoder_layers)
 
 
@@ -240,13 +248,17 @@ def own_params(backbone, entry):
     return transformer.without_tails(pj.merge(backbone.params, method.bind(stored)))
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(f, marks=() if f == "t5_v1_1" else pytest.mark.slow) for f in FAMILIES],
-)
-def test_a_bank_of_all_methods_equals_the_loop_over_them(family):
+def banks(families, quick):
+    """Some methods on a T5; with the slow tests all of them on every family."""
+    yield pytest.param("t5_v1_1", quick, id="t5_v1_1, some")
+    for family in families:
+        yield pytest.param(family, BANK, id=family, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("family", "names"), banks(FAMILIES, MIXED))
+def test_a_bank_of_all_methods_equals_the_loop_over_them(family, names):
     backbone = backbone_of(family)
-    every = entries(family)
+    every = entries(family, names)
     together = pj.merge(backbone.params, pj.bank(every))
     tokens = tokens_of(backbone.config, len(every) + 1)
     tokens[::3, 6:] = backbone.config.pad_id
@@ -260,17 +272,13 @@ def test_a_bank_of_all_methods_equals_the_loop_over_them(family):
         real = slice(None)
         if backbone.config.kind != "encoder_decoder":
             real = tokens[row] != backbone.config.pad_id
-        what = "none" if not row else BANK[row - 1]
+        what = "none" if not row else names[row - 1]
         oracle.assert_close(mixed[row][real], np.asarray(alone)[row][real], 1e-5, what)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(f, marks=() if f == "t5_v1_1" else pytest.mark.slow) for f in WRITERS],
-)
-def test_choices_and_texts_of_a_bank_equal_the_loop(family):
+@pytest.mark.parametrize(("family", "names"), banks(WRITERS, ("prefix", "prompts at every layer")))
+def test_choices_and_texts_of_a_bank_equal_the_loop(family, names):
     backbone = backbone_of(family)
-    names = FEW if family == "t5_v1_1" else BANK
     every = entries(family, names)
     together = pj.merge(backbone.params, pj.bank(every))
     batch = choices_of(family)
@@ -291,7 +299,7 @@ def test_choices_and_texts_of_a_bank_equal_the_loop(family):
         np.testing.assert_array_equal(texts[row], text[row], names[row])
 
 
-@over(quick=FEW, few=("prefix",), families=WRITERS)
+@over(quick=("prompt behind the input",), few=("prefix",), families=WRITERS)
 def test_decoding_step_by_step_equals_the_whole_text(name, family):
     """The scores of a text that was generated are those of the same text read at once."""
     backbone, method, stored = trained(name, family)
@@ -305,6 +313,22 @@ def test_decoding_step_by_step_equals_the_whole_text(name, family):
     for row, length in enumerate(np.asarray(made.lengths)[:, 0]):
         wanted = np.asarray(log_probs)[row, 0, :length].mean()
         assert made.scores[row, 0] == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("pair", [("prefix", "houlsby"), ("dora", "norms"), ("fish", "prompt")])
+def test_the_order_of_methods_at_different_places_does_not_matter(pair):
+    backbone = backbone_of("t5_v1_1")
+    batch = fitting_batch(backbone.config)
+    run = jax.jit(backbone.logits)
+    found = []
+    for names in (pair, pair[::-1]):
+        method = pj.compose(*(METHODS[n] for n in names))
+        branches = dict(
+            zip(stored_names([METHODS[n].spec["name"] for n in names]), names, strict=True)
+        )
+        stored = {branch: trained(name, "t5_v1_1")[2] for branch, name in branches.items()}
+        found.append(run(pj.merge(backbone.params, method.bind(stored)), batch))
+    np.testing.assert_array_equal(*found)
 
 
 def test_lazy_leaves_are_resolved_by_merge():
