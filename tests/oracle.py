@@ -27,7 +27,11 @@ T5 = (*FROZEN, *(pytest.param(name, marks=pytest.mark.oracle) for name in LIVE))
 
 def live(script: str):
     """A script of golden/ as a module; skips where torch, transformers or peft is missing."""
-    for package in ("torch", "transformers", *(("peft",) if script.startswith("make_peft") else ())):
+    for package in (
+        "torch",
+        "transformers",
+        *(("peft",) if script.startswith("make_peft") else ()),
+    ):
         pytest.importorskip(package)
     import importlib
 

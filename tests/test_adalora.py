@@ -11,13 +11,14 @@ from peft_jax.errors import InputError
 from peft_jax.optimizers import OptimizerConfig, make_optimizer
 from peft_jax.rank_allocation import allocated_ranks
 from tests import oracle
+from tests.families import quickly
 from tests.random_adapters import abstract_init, adapted, backbone_of
 
 METHODS = {
     "all": pj.adalora(3, 2, alpha=7, targets=("attention/.*", "mlp/w.*")),
     "layers": pj.adalora(3, 2, layers=(1,)),
 }
-over_methods = pytest.mark.parametrize("name", METHODS)
+over_methods = pytest.mark.parametrize("name", quickly(METHODS, ("layers",)))
 
 
 @pytest.mark.parametrize(

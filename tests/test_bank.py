@@ -40,7 +40,7 @@ def merged_alone(backbone, entries, task):
     return pj.merge(backbone.params, method.bind(stored))
 
 
-@pytest.mark.parametrize("family", quickly(FAMILIES, ("t5_v1_1", "gpt2")))
+@pytest.mark.parametrize("family", quickly(FAMILIES, ("gpt2",)))
 def test_logits_equal_the_loop_over_tasks(family):
     config, backbone = FAMILIES[family], backbone_of(family)
     entries = entries_of(backbone)

@@ -134,6 +134,7 @@ def test_greedy_decoding_equals_generate(variant):
     assert not ended.all()
 
 
+@pytest.mark.slow
 @over_some
 def test_bfloat16_stays_within_its_rounding_of_float32(variant):
     backbone, wanted = decoder(variant)

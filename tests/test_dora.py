@@ -9,6 +9,7 @@ import peft_jax as pj
 from peft_jax import methods, tree
 from peft_jax.errors import InputError
 from tests import oracle
+from tests.families import quickly
 from tests.random_adapters import abstract_init, backbone_of
 
 EVERY_PROJECTION = ("attention/.*", "mlp/w.*")
@@ -16,7 +17,7 @@ METHODS = {
     "all": pj.dora(3, alpha=7, targets=EVERY_PROJECTION, rank_pattern=[("wo", 2)]),
     "layers": pj.dora(3, rslora=True, layers=(1,)),
 }
-over_methods = pytest.mark.parametrize("name", METHODS)
+over_methods = pytest.mark.parametrize("name", quickly(METHODS, ("layers",)))
 
 
 def random_adapter(method, backbone):

@@ -276,10 +276,11 @@ def test_a_bank_of_all_methods_equals_the_loop_over_them(family, names):
         oracle.assert_close(mixed[row][real], np.asarray(alone)[row][real], 1e-5, what)
 
 
-@pytest.mark.parametrize(("family", "names"), banks(WRITERS, ("prefix", "prompts at every layer")))
-def test_choices_and_texts_of_a_bank_equal_the_loop(family, names):
+@pytest.mark.slow
+@pytest.mark.parametrize("family", WRITERS)
+def test_choices_and_texts_of_a_bank_equal_the_loop(family):
     backbone = backbone_of(family)
-    every = entries(family, names)
+    every = entries(family)
     together = pj.merge(backbone.params, pj.bank(every))
     batch = choices_of(family)
     rows = len(every)
@@ -294,9 +295,9 @@ def test_choices_and_texts_of_a_bank_equal_the_loop(family, names):
         params = own_params(backbone, entry)
         alone = np.asarray(score(params, batch))
         real = batch["choices"][row] != backbone.config.pad_id
-        oracle.assert_close(mixed[row][real], alone[row][real], 2e-5, names[row])
+        oracle.assert_close(mixed[row][real], alone[row][real], 2e-5, BANK[row])
         text = np.asarray(pj.greedy(backbone, params, inputs, 4))
-        np.testing.assert_array_equal(texts[row], text[row], names[row])
+        np.testing.assert_array_equal(texts[row], text[row], BANK[row])
 
 
 @over(quick=("prompt behind the input",), few=("prefix",), families=WRITERS)
