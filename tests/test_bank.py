@@ -73,7 +73,8 @@ def test_choices_and_generated_texts_equal_the_loop_over_tasks(family):
     mixed = np.asarray(score(together, batch | ids))
     inputs = {"encoder_input_tokens": batch["encoder_input_tokens"]}
     texts = np.asarray(pj.greedy(backbone, together, inputs | ids, 5))
-    for task in sorted(set(TASKS)):
+    # On a T5 one of each kind: (IA)³, a prompt, and both.
+    for task in (0, 3, 4) if family == "t5_v1_1" else sorted(set(TASKS)):
         params = merged_alone(backbone, entries, task)
         rows = np.flatnonzero(np.asarray(TASKS) == task)
         alone = np.asarray(score(params, batch))

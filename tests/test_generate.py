@@ -99,6 +99,7 @@ def test_the_loop_equals_full_passes(family, side):
     assert (written == backbone.config.eos_id).any(), "no text ends: the end is not tested"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["everywhere", "bitfit", "prompt", "composed"])
 def test_the_loop_equals_full_passes_with_every_method(name):
     backbone, batch = ending("t5_v1_1"), inputs_of("t5_v1_1")
@@ -122,6 +123,7 @@ def test_the_loop_equals_full_passes_with_soft_prompts(family):
     np.testing.assert_array_equal(written, by_full_passes(backbone, params, batch, LONGEST))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", quickly(("t5_v1_1", "bart", "gpt2"), ("gpt2",)))
 def test_a_bank_equals_the_loop_over_its_tasks(family):
     """Decoders' prompts of two lengths, the shorter and none in front of the longer too."""
