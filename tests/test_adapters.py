@@ -12,7 +12,7 @@ import pytest
 import peft_jax as pj
 from peft_jax import transformer, tree
 from peft_jax.errors import InputError
-from peft_jax.methods import adapters, compacter, norm_tuning
+from peft_jax.methods import adapters
 from tests import oracle
 from tests.families import quickly
 from tests.random_adapters import abstract_init, adapted, assert_same_trees, backbone_of, run
@@ -24,8 +24,8 @@ FACTORIES = {
     "parallel_adapter": adapters.parallel_adapter,
     "low_rank_adapter": adapters.low_rank_adapter,
     "tfew_adapter": adapters.tfew_adapter,
-    "compacter": compacter.compacter,
-    "compacter_plus_plus": compacter.compacter_plus_plus,
+    "compacter": pj.compacter,
+    "compacter_plus_plus": pj.compacter_plus_plus,
 }
 SIZED = {
     "houlsby_adapter": {"bottleneck": 4},
@@ -47,8 +47,8 @@ GOLDEN = {
     "parallel_bert": ("bert", adapters.parallel_adapter(4, 0.5, "gelu")),
     "low_rank_adapter": ("v1_0", adapters.low_rank_adapter(reduction_factor=2)),
     "tfew_adapter": ("v1_1", adapters.tfew_adapter(reduction_factor=2)),
-    "compacter": ("v1_1", compacter.compacter(2, share_rules=False)),
-    "compacter_plus_plus": ("v1_0", compacter.compacter_plus_plus(2, divisions=2, rank=2)),
+    "compacter": ("v1_1", pj.compacter(2, share_rules=False)),
+    "compacter_plus_plus": ("v1_0", pj.compacter_plus_plus(2, divisions=2, rank=2)),
 }
 
 
@@ -225,7 +225,7 @@ def test_targets_choose_branches():
         "decoder/layers/mlp",
     }
     assert places(targets="cross_attention") == {"decoder/layers/cross_attention"}
-    stored = abstract_init(compacter.compacter(6, 2, train_norms=False), backbone_of())
+    stored = abstract_init(pj.compacter(6, 2, train_norms=False), backbone_of())
     assert "cross_attention_adapter" not in stored["decoder"]["layers"]
     assert "self_attention_adapter" in stored["decoder"]["layers"]
 
@@ -240,8 +240,8 @@ def test_targets_choose_branches():
         (lambda: adapters.parallel_adapter(scale=0), "scale 0 must be a number above 0"),
         (lambda: adapters.low_rank_adapter(rank=0), "rank 0 must be"),
         (lambda: adapters.tfew_adapter(layers="0"), "must be a list of layer numbers"),
-        (lambda: compacter.compacter(divisions=0), "divisions 0 must be"),
-        (lambda: compacter.compacter(rule_std=-1.0), "rule_std -1.0 must be"),
+        (lambda: pj.compacter(divisions=0), "divisions 0 must be"),
+        (lambda: pj.compacter(rule_std=-1.0), "rule_std -1.0 must be"),
     ],
 )
 def test_an_argument_that_cannot_be_meant_is_named(make, message):
@@ -255,7 +255,7 @@ def test_an_argument_that_cannot_be_meant_is_named(make, message):
         (adapters.tfew_adapter(25), "reduction_factor 25 leaves nothing of .* d_model 24"),
         (adapters.houlsby_adapter(targets="mpl"), "'mpl' matches nothing; nearest: .*mlp"),
         (adapters.houlsby_adapter(layers=[5]), r"layers \[5\] do not fit"),
-        (compacter.compacter(6, divisions=3), "divisions 3 must divide d_model 24 .* 4 "),
+        (pj.compacter(6, divisions=3), "divisions 3 must divide d_model 24 .* 4 "),
     ],
 )
 def test_what_does_not_fit_a_backbone_is_named(method, message):
@@ -266,7 +266,7 @@ def test_what_does_not_fit_a_backbone_is_named(method, message):
 def test_norms_are_trained_beside_and_are_those_of_norm_tuning():
     backbone = backbone_of()
     stored = tree.flatten(adapters.tfew_adapter(6).init(jax.random.key(0), backbone))
-    norms = tree.flatten(norm_tuning.norm_tuning().init(jax.random.key(0), backbone))
+    norms = tree.flatten(pj.norm_tuning().init(jax.random.key(0), backbone))
     assert {path for path in stored if "_adapter/" not in path} == norms.keys()
     for path, leaf in norms.items():
         np.testing.assert_array_equal(stored[path], leaf)

@@ -118,6 +118,7 @@ def test_a_word_at_the_mask_needs_no_head(folder, tmp_path):
         inference.predict_text(*place, "There is snow", ("no", "yes"), pair="and ice")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["gpt2", pytest.param("llama", marks=SLOW)])
 def test_a_decoder_ranks_the_choices_that_it_could_write(folder, backbone, tmp_path):
     result, (adapter, _) = run(folder, backbone, tmp_path, method=("ia3",))

@@ -181,6 +181,7 @@ def test_heads_of_different_numbers_of_classes_stand_in_one_bank(family):
         assert (mixed[row, len(alone) :] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_bank_runs_in_low_precision():
     backbone = backbone_of("llama", jnp.bfloat16).replace(activation_dtype="bfloat16")
     params = pj.merge(backbone.params, pj.bank(entries_of(backbone)))

@@ -99,7 +99,9 @@ def test_golden_files_are_what_the_installed_transformers_computes(variant):
         oracle.assert_close(golden[name], array, 1e-6, name, at_least=scale)
 
 
-@pytest.mark.parametrize("activations", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "activations", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"]
+)
 def test_bfloat16_stays_within_its_rounding(activations):
     backbone, wanted = oracle.model("bart", "bart")
     small = dataclasses.replace(backbone, params=tree.cast(backbone.params, jnp.bfloat16))

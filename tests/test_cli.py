@@ -100,6 +100,7 @@ def test_resume_needs_no_flags(trained, capsys):
     assert "resumed after step 4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_study_runs_once_and_reports(place, capsys):
     output = place / "study"
     arguments = ["study", "few_shot", "--output", str(output), "--tasks", "mine"]

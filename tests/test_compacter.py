@@ -6,7 +6,6 @@ import pytest
 
 import peft_jax as pj
 from peft_jax import tree
-from peft_jax.methods import compacter
 from tests.random_adapters import abstract_init, adapted, backbone_of
 from tests.test_adapters import T0_3B
 
@@ -17,7 +16,7 @@ PLACE = "encoder/layers/mlp_adapter/inner/gelu_tanh"
 @pytest.mark.parametrize(("n", "rank"), [(1, 1), (2, 3), (4, 1)])
 def test_projections_are_sums_of_kronecker_products(n, rank, share):
     backbone = backbone_of()
-    given = compacter.compacter_plus_plus(6, n, rank, share_rules=share, train_norms=False)
+    given = pj.compacter_plus_plus(6, n, rank, share_rules=share, train_norms=False)
     method, stored = adapted(backbone, given)
     bound = tree.get(method.bind(stored), PLACE)
     own = jax.tree.map(np.asarray, tree.get(stored, PLACE))
@@ -34,8 +33,8 @@ def test_projections_are_sums_of_kronecker_products(n, rank, share):
 @pytest.mark.parametrize(
     ("method", "count", "percent"),
     [
-        (compacter.compacter(), 161_728, "0.073"),
-        (compacter.compacter_plus_plus(), 104_704, "0.047"),
+        (pj.compacter(), 161_728, "0.073"),
+        (pj.compacter_plus_plus(), 104_704, "0.047"),
     ],
 )
 def test_counts_on_t5_base_are_the_papers_shares(method, count, percent):
@@ -47,7 +46,7 @@ def test_counts_on_t5_base_are_the_papers_shares(method, count, percent):
 
 @pytest.mark.parametrize(
     ("factory", "count"),
-    [(compacter.compacter, 870_400), (compacter.compacter_plus_plus, 560_128)],
+    [(pj.compacter, 870_400), (pj.compacter_plus_plus, 560_128)],
 )
 def test_counts_on_t0_3b_are_those_of_tfews_code(factory, count):
     """Its HyperComplexAdapter has 6,464 parameters at d_model 2048, 96 or 48 times, and norms."""
@@ -57,7 +56,7 @@ def test_counts_on_t0_3b_are_those_of_tfews_code(factory, count):
 
 
 def test_rules_start_with_the_spread_that_they_are_told():
-    stored = compacter.compacter(1, 12, rule_std=0.5).init(jax.random.key(0), backbone_of())
+    stored = pj.compacter(1, 12, rule_std=0.5).init(jax.random.key(0), backbone_of())
     assert stored["rules"].shape == (12, 12, 12)
     assert np.std(stored["rules"]) == pytest.approx(0.5, rel=0.05)
     factors = tree.get(stored, f"{PLACE}/down_left")

@@ -141,7 +141,7 @@ def test_choices_share_their_prompt(family, budget):
 
 
 @over_decoders
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 def test_the_cache_equals_the_whole_text(family, side):
     backbone, config = backbone_of(family), DECODERS[family]
     tokens = tokens_of(config, 3, 12)

@@ -305,6 +305,7 @@ def small_masked(folder):
     return dataclasses.replace(config, fish_mask=arguments("fish_mask", share=0.02))
 
 
+@pytest.mark.slow
 def test_a_run_is_set_up_with_the_mask_of_its_own_shots(tmp_path):
     config = small_masked(tmp_path)
     backbone = experiment.open_backbone(config)

@@ -69,9 +69,17 @@ def as_torch(folder, config, tensors):
     return folder
 
 
-@pytest.mark.parametrize("layout", [as_single, shard, as_torch])
-@pytest.mark.parametrize("variant", oracle.FROZEN)
-@pytest.mark.parametrize("version", [4, 5])
+def layouts():
+    """Every one of them on some variant; with the slow tests each on all."""
+    for i, variant in enumerate(oracle.FROZEN):
+        for j, layout in enumerate((as_single, shard, as_torch)):
+            for version in (4, 5):
+                quick = i == 0 and (version == 5 or j == 0)
+                marks = () if quick else pytest.mark.slow
+                yield pytest.param(layout, variant, version, marks=marks)
+
+
+@pytest.mark.parametrize(("layout", "variant", "version"), layouts())
 def test_every_layout_gives_the_same_model(tmp_path, layout, variant, version):
     config, tensors = golden(variant)
     if version == 4:

@@ -14,6 +14,7 @@ from peft_jax import cli, config, method_config
 from peft_jax.errors import InputError
 from peft_jax.method_config import CLASSES, arguments
 from peft_jax.methods import METHODS
+from tests.families import quickly
 
 # What nothing can be trained without, and no default says.
 NEEDED = {"partial": {"targets": ("norm/scale",)}, "vocabulary_rows": {"ids": (1,)}}
@@ -88,7 +89,7 @@ def test_the_fields_make_the_method_that_the_factory_makes(name):
     assert config.make_method(described).spec == METHODS[name](**given).spec
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", quickly(CLASSES, ("lora", "prefix_tuning", "fish_mask")))
 def test_every_method_is_chosen_and_set_by_flags(name):
     flags = ["--output", "x", "--method", name]
     if name == "houlsby_adapter":

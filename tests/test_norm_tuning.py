@@ -7,7 +7,6 @@ import pytest
 import peft_jax as pj
 from peft_jax import tree
 from peft_jax.errors import InputError
-from peft_jax.methods import norm_tuning
 from tests.random_adapters import abstract_init, adapted, backbone_of, run
 
 
@@ -25,14 +24,14 @@ from tests.random_adapters import abstract_init, adapted, backbone_of, run
 )
 def test_counts_without_memory(name, count):
     backbone = pj.abstract_backbone(pj.backbone_config(name))
-    assert pj.count(abstract_init(norm_tuning.norm_tuning(), backbone)) == count
+    assert pj.count(abstract_init(pj.norm_tuning(), backbone)) == count
 
 
 @pytest.mark.parametrize("version", ["v1_1", "bert", "gemma3"])
 def test_it_holds_copies_of_the_backbones_own(version):
     backbone = backbone_of(version)
     own = tree.flatten(backbone.params)
-    stored = tree.flatten(norm_tuning.norm_tuning().init(jax.random.key(0), backbone))
+    stored = tree.flatten(pj.norm_tuning().init(jax.random.key(0), backbone))
     assert stored.keys() == {
         path for path in own if "norm/" in path and not path.startswith("head_norm/")
     }
@@ -43,7 +42,7 @@ def test_it_holds_copies_of_the_backbones_own(version):
 
 def test_folded_equals_merged():
     backbone = backbone_of()
-    method, stored = adapted(backbone, norm_tuning.norm_tuning())
+    method, stored = adapted(backbone, pj.norm_tuning())
     folded = method.fold(backbone.params, stored)
     merged = run(backbone, pj.merge(backbone.params, method.bind(stored)))
     np.testing.assert_allclose(run(backbone, folded), merged, rtol=1e-5, atol=1e-5)
@@ -52,7 +51,7 @@ def test_folded_equals_merged():
 
 def test_targets_choose_norms():
     def modules(target):
-        made = abstract_init(norm_tuning.norm_tuning(target), backbone_of("bert"))
+        made = abstract_init(pj.norm_tuning(target), backbone_of("bert"))
         return {path.rpartition("/")[0] for path in tree.flatten(made)}
 
     assert modules("mlp_norm") == {"encoder/layers/mlp_norm"}
