@@ -246,7 +246,10 @@ def draw_methods(path: Path, runs: Sequence[MethodRun], presets: Sequence[str], 
     axis.set(xscale="log", xlabel="parameters kept after training", ylabel="mean accuracy (%)")
     axis.set_title(title, fontsize=10)
     axis.margins(x=0.12, y=0.08)
-    for name, (place, height, shown) in _label_heights(points, axis.get_ylim()).items():
+    low, high = axis.get_ylim()
+    labels = _label_heights(points, (low, high))
+    axis.set_ylim(top=max(high, max(shown for *_, shown in labels.values()) + (high - low) / 26))
+    for name, (place, height, shown) in labels.items():
         moved = {"arrowstyle": "-", "color": report.GREY, "lw": 0.5, "shrinkB": 6}
         axis.annotate(
             name,
