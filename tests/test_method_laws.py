@@ -12,7 +12,7 @@ from peft_jax import scoring, transformer, tree
 from peft_jax.methods.composition import stored_names
 from peft_jax.methods.lazy import Lazy
 from tests import oracle
-from tests.families import FAMILIES, QUICK
+from tests.families import FAMILIES, QUICK, quickly
 from tests.random_adapters import backbone_of
 from tests.test_families import batch_of, choices_of, tokens_of
 from tests.test_transformer import frozen_kernels, scan_outputs, unrolled
@@ -53,8 +53,6 @@ UNSEEN = {
     "rows": pj.vocabulary_rows(ids=(4, 7)),
 }
 METHODS = {**SEEN, **UNSEEN}
-# Rows are bound as they are stored: one of them stands for all.
-SEEN_ALIKE = [n for n in SEEN if n.startswith("prompt") and n != "prompts at every layer"]
 # Bottlenecks start close to it: with weights of 1e-3 and less.
 CLOSE = {"houlsby": 1e-2, "pfeiffer": 0.5, "compacter": 1e-2, "compacter++": 1e-2}
 FEW = ("prefix", "prompt behind the input", "prompts at every layer", "houlsby", "pfeiffer", "dora")
@@ -98,7 +96,11 @@ def fitting_batch(config, rows=3):
     return batch
 
 
-@over(quick=tuple(UNSEEN), names=tuple(UNSEEN))
+@over(
+    quick=("parallel", "compacter++", "dora, one layer", "top layers", "rows", "norms"),
+    few=("pfeiffer",),
+    names=tuple(UNSEEN),
+)
 def test_the_initial_function_is_the_backbones(name, family):
     backbone, method, stored = started(name, family)
     batch = fitting_batch(backbone.config)
@@ -108,7 +110,7 @@ def test_the_initial_function_is_the_backbones(name, family):
     oracle.assert_close(found, wanted, CLOSE.get(name, 1e-5))
 
 
-@over(quick=("prefix", "low rank", "compacter++", "vera", "top layers"), few=("prefix",))
+@over(quick=("prefix", "low rank", "top layers"), few=())
 def test_an_adapter_changes_the_function_and_every_part_of_it_matters(name, family):
     backbone, method, stored = trained(name, family)
     batch = fitting_batch(backbone.config)
@@ -160,7 +162,10 @@ def test_what_was_not_folded_is_not_unfolded():
         pj.unfold(backbone.params, {"other": {"kernel": jnp.ones(3)}})
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("said", *SEEN_ALIKE)])
+@pytest.mark.parametrize(
+    "name",
+    quickly(METHODS, ("prefix through an MLP", "p_tuning", "compacter", "dora", "adalora", "vera")),
+)
 def test_the_derivative_of_bind_is_the_finite_difference(name):
     """Along one direction; bind need not be linear (networks, products)."""
     _, method, stored = trained(name, "t5_v1_1")
@@ -182,7 +187,10 @@ def test_the_derivative_of_bind_is_the_finite_difference(name):
         np.testing.assert_allclose(slope, difference, atol=2e-3 * scale + 1e-4)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    quickly(METHODS, ("prefix through an MLP", "vera", "partial", "fish", "p_tuning", "pissa")),
+)
 def test_saved_and_loaded_adapters_are_equal(name, tmp_path):
     backbone, method, stored = trained(name, "t5_v1_1")
     pj.save_adapter(tmp_path, stored, method, backbone)
@@ -316,7 +324,7 @@ def test_decoding_step_by_step_equals_the_whole_text(name, family):
         assert made.scores[row, 0] == pytest.approx(wanted, abs=1e-4)
 
 
-@pytest.mark.parametrize("pair", [("prefix", "houlsby"), ("dora", "norms"), ("fish", "prompt")])
+@pytest.mark.parametrize("pair", [("prefix", "houlsby"), ("dora", "norms")])
 def test_the_order_of_methods_at_different_places_does_not_matter(pair):
     backbone = backbone_of("t5_v1_1")
     batch = fitting_batch(backbone.config)

@@ -8,6 +8,7 @@ import pytest
 
 import peft_jax as pj
 from peft_jax import objectives, sharding, train
+from tests.families import quickly
 
 CONFIG = pj.Config("t5", 53, 16, 24, 2, 8, 2, 2, dropout=0.1, remat="none")
 METHODS = {
@@ -75,7 +76,7 @@ def assert_same_run(one, other, tolerance=1e-5):
     )
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", quickly(METHODS, ("lora",)))
 def test_eight_devices_equal_one(backbone, batch, name):
     method, objective = METHODS[name](), objectives.tfew_objective()
     one = run(backbone, method, batch, objective)

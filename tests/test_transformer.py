@@ -135,8 +135,10 @@ def unrolled(config, body, carry, xs):
     return carry, None
 
 
-@pytest.mark.parametrize("config", [CONFIG, V1_0], ids=["v1_1", "v1_0"])
-@pytest.mark.parametrize("rate", [0.0, 0.2])
+@pytest.mark.parametrize(
+    "config", [CONFIG, pytest.param(V1_0, marks=pytest.mark.slow)], ids=["v1_1", "v1_0"]
+)
+@pytest.mark.parametrize("rate", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def test_scan_equals_a_loop_over_layers(monkeypatch, config, rate):
     backbone = random_backbone(dataclasses.replace(config, dropout=rate))
     method, stored = adapted(
@@ -150,7 +152,7 @@ def test_scan_equals_a_loop_over_layers(monkeypatch, config, rate):
     oracle.assert_close(backbone.logits(params, batch, key), scanned, 1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_remat_policies_give_equal_gradients(dtype):
     backbone = random_backbone(dataclasses.replace(CONFIG, dropout=0.1), dtype=dtype)
     method, stored = adapted(backbone, pj.ia3(), pj.lora(2, dropout=0.1))
@@ -243,7 +245,7 @@ def test_the_walk_over_scans_would_see_a_saved_weight():
 
 @pytest.mark.parametrize("weights", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("method", [pj.ia3(), pj.lora(4)], ids=["ia3", "lora"])
-@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("gated", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_step_computes_no_gradient_of_a_frozen_matrix(method, weights, gated):
     # One layer: XLA's cost analysis counts the body of a scan once, whatever its length.
     config = transformer.Config(
@@ -280,7 +282,9 @@ def test_a_step_computes_no_gradient_of_a_frozen_matrix(method, weights, gated):
 # ------------------------------------------------------------------------------ precision
 
 
-@pytest.mark.parametrize("config", [CONFIG, V1_0], ids=["v1_1", "v1_0"])
+@pytest.mark.parametrize(
+    "config", [CONFIG, pytest.param(V1_0, marks=pytest.mark.slow)], ids=["v1_1", "v1_0"]
+)
 @pytest.mark.parametrize("activations", ["float32", "bfloat16"])
 def test_bfloat16_stays_within_its_rounding_of_float32(config, activations):
     errors = [bfloat16_errors(config, activations, seed) for seed in range(3)]
