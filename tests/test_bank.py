@@ -85,6 +85,7 @@ def test_choices_and_generated_texts_equal_the_loop_over_tasks(family):
         )
 
 
+@pytest.mark.slow
 def test_gradients_reach_each_adapter_from_its_own_inputs():
     backbone, config = backbone_of("t5_v1_1"), FAMILIES["t5_v1_1"]
     entries = entries_of(backbone)[:3]

@@ -75,6 +75,7 @@ def test_golden_files_are_what_the_installed_transformers_computes(variant):
         oracle.assert_close(golden[name], array, 1e-6, name, at_least=scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "activations"),
     [

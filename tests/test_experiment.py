@@ -64,7 +64,12 @@ class StopAfter:
 
 
 @pytest.mark.parametrize(
-    ("stop", "number"), [(3, signal.SIGINT), (7, signal.SIGTERM), (11, signal.SIGTERM)]
+    ("stop", "number"),
+    [
+        (3, signal.SIGINT),
+        pytest.param(7, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(11, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_run_resumes_to_the_same_result(
     config, whole, tmp_path, monkeypatch, stop, number

@@ -185,6 +185,7 @@ def test_targets_limit_the_choice():
     assert pj.count(stored) == int(0.1 * sum(x.size for x in kernels.values()))
 
 
+@pytest.mark.slow
 def test_a_random_choice_is_the_keys_and_even():
     backbone, method = backbone_of(), fish_mask(SHARE, choice="random")
     stored = method.init(jax.random.key(0), backbone)

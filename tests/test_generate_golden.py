@@ -20,7 +20,7 @@ LIVE = {
     "decoders": ("gpt2_long", "llama_long", "mistral_long", "qwen2_window", "gemma2_long"),
 }
 # A few compiled programs each; the others, and all cases of all, run with the slow tests.
-QUICK = ("v1_1", "bart", "gpt2", "gemma3")
+QUICK = ("v1_1", "gpt2")
 NOTHING = -1
 
 

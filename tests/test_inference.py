@@ -46,6 +46,7 @@ def saved_adapter(backbone_folder: Path, folder: Path) -> Path:
     return pj.save_adapter(folder / "adapter.safetensors", adapter, method, backbone)
 
 
+@pytest.mark.slow
 def test_a_decoders_choices_follow_the_prompt(decoder, tmp_path):
     backbone = pj.load_backbone(decoder)
     assert backbone.vocabulary == decoder.resolve()

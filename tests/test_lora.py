@@ -93,6 +93,7 @@ PISSA = {
 FEW = ("layers", "freeze_a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all", *(pytest.param(n, marks=pytest.mark.slow) for n in FEW)])
 def test_pissa_takes_off_what_it_starts_from(name):
     """The initial function, and W + s (A B - A0 B0) once the factors have moved."""

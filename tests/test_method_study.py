@@ -29,6 +29,7 @@ def studied(config, tmp_path_factory):
     return output, given, runs
 
 
+@pytest.mark.slow
 def test_every_preset_runs_on_every_seed_and_the_frozen_backbone_once(studied, config):
     _, _, runs = studied
     assert [run[1:3] for run in runs] == [

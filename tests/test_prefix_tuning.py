@@ -265,6 +265,7 @@ def test_texts_prefixes_of_an_encoder_decoder_are_what_its_layers_compute(worded
             oracle.assert_close(leaf, found[path], 1e-6)
 
 
+@pytest.mark.slow
 def test_an_mlp_is_fitted_to_a_texts_prefix(worded):
     backbone = worded("v1_1")
     lengths = {"encoder": 2, "decoder": 2, "cross": 2}

@@ -57,6 +57,7 @@ def test_a_run_leaves_a_folder_that_loads(finished):
     assert 0 <= lines[2]["kind_check"] <= 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_weights(finished, tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, output=tmp_path / "interrupted")
     save = pretrain._save

@@ -40,6 +40,7 @@ def test_agrees_with_transformers(variant):
     oracle.assert_close(scores, arrays["choice_scores"], 2e-5)
 
 
+@pytest.mark.slow
 def test_equals_one_input_and_one_choice_at_a_time():
     backbone, batch = random_backbone(), choice_batch()
     scores = np.asarray(pj.score_choices(backbone, backbone.params, batch))
@@ -97,6 +98,7 @@ def test_parts_change_neither_scores_nor_gradients(parts):
     )
 
 
+@pytest.mark.slow
 def test_a_hundred_choices_within_a_budget():
     backbone = random_backbone()
     batch = choice_batch(count=100)

@@ -87,7 +87,7 @@ def test_eight_devices_equal_one(backbone, batch, name):
     assert any(jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize("objective", ["tfew", "lm"])
+@pytest.mark.parametrize("objective", ["tfew", pytest.param("lm", marks=pytest.mark.slow)])
 def test_pmap_and_accumulation_equal_one_batch(backbone, batch, lm_batch, objective):
     # Without dropout: the pieces draw other masks than the whole would.
     backbone, method = backbone.replace(dropout=0.0), METHODS["composed"]()

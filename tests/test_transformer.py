@@ -114,6 +114,7 @@ def test_masked_positions_do_not_matter():
     )
 
 
+@pytest.mark.slow
 def test_an_example_of_padding_only_gives_finite_gradients():
     backbone = random_backbone()
     batch = random_batch()
@@ -135,6 +136,7 @@ def unrolled(config, body, carry, xs):
     return carry, None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [CONFIG, pytest.param(V1_0, marks=pytest.mark.slow)], ids=["v1_1", "v1_0"]
 )
@@ -285,7 +287,9 @@ def test_a_step_computes_no_gradient_of_a_frozen_matrix(method, weights, gated):
 @pytest.mark.parametrize(
     "config", [CONFIG, pytest.param(V1_0, marks=pytest.mark.slow)], ids=["v1_1", "v1_0"]
 )
-@pytest.mark.parametrize("activations", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "activations", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"]
+)
 def test_bfloat16_stays_within_its_rounding_of_float32(config, activations):
     errors = [bfloat16_errors(config, activations, seed) for seed in range(3)]
     logits, gradients = zip(*errors, strict=True)
@@ -327,6 +331,7 @@ def bfloat16_errors(config, activations, seed):
 # ------------------------------------------------------------------------------ packing
 
 
+@pytest.mark.slow
 def test_packed_examples_equal_the_separate_ones():
     backbone = random_backbone()
     rng = np.random.default_rng(0)
