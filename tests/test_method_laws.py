@@ -123,7 +123,8 @@ def test_an_adapter_changes_the_function_and_every_part_of_it_matters(name, fami
     gradients = tree.flatten(jax.jit(jax.grad(loss))(moved))
     for path, gradient in gradients.items():
         assert np.isfinite(gradient).all(), path
-        assert np.any(np.asarray(gradient) != 0), path
+        # A BERT's pooler stands in front of a classifier; no logit of a token reads it.
+        assert np.any(np.asarray(gradient) != 0) or "pooler" in path, path
 
 
 @over(quick=("prefix", "pissa", "dora, one layer", "rank-one scaling", "fish"), few=())
