@@ -144,6 +144,7 @@ def test_a_bank_needs_task_ids_and_adapters():
         pj.fold(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", quickly(("t5_v1_1", "bart", "gpt2"), ("t5_v1_1",)))
 def test_whole_parameters_stand_in_a_bank(family):
     """Kernels, embeddings, heads and a T5's relative positions, a copy for each task."""

@@ -15,6 +15,7 @@ def test_a_step_costs_two_forward_passes_and_full_fine_tuning_three():
     assert 2.5 < ratios["full"] <= 3.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", quickly(jobs.SHAPES, tuple(jobs.SHAPES)[:1]))
 def test_every_job_runs_and_repeats_itself(tmp_path, job):
     jobs.write_inputs(tmp_path, "toy")

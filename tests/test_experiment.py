@@ -88,6 +88,7 @@ def test_a_stopped_run_resumes_to_the_same_result(
     assert predictions[0] == predictions[1]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_checkpoint(config, whole, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass

@@ -211,6 +211,7 @@ def test_several_tokens_may_end_a_text():
 # ------------------------------------------------------------------------------ how it runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", quickly(("t5_v1_1", "bart", "gemma2", "gemma3"), ("gemma3",)))
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_stack_of_layers_equals_a_list(monkeypatch, family, beams):

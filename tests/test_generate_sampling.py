@@ -150,6 +150,7 @@ def sampled(family, key=0, rows=3, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["t5_v1_1", "gpt2"])
 def test_first_tokens_follow_the_model(family):
     backbone = backbone_of(family)

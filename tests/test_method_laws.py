@@ -309,7 +309,7 @@ def test_choices_and_texts_of_a_bank_equal_the_loop(family):
         np.testing.assert_array_equal(texts[row], text[row], BANK[row])
 
 
-@over(quick=("prompt behind the input",), few=("prefix",), families=WRITERS)
+@over(quick=("prompt behind the input",), few=(), families=WRITERS)
 def test_decoding_step_by_step_equals_the_whole_text(name, family):
     """The scores of a text that was generated are those of the same text read at once."""
     backbone, method, stored = trained(name, family)

@@ -74,6 +74,7 @@ def test_leaves_take_their_own_places_and_no_others(layers):
     assert merged.keys() == tree.flatten(backbone.params).keys()
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_full_fine_tuning():
     backbone = backbone_of()
     batch, logits = random_batch(), functools.partial(transformer.logits, backbone.config)

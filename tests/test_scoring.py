@@ -62,6 +62,7 @@ def test_equals_one_input_and_one_choice_at_a_time():
         np.testing.assert_allclose(scores[b, c], log_probs.mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5))])
 def test_parts_change_neither_scores_nor_gradients(parts):
     backbone, batch = random_backbone(), choice_batch()

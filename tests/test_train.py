@@ -87,6 +87,7 @@ def test_eight_devices_equal_one(backbone, batch, name):
     assert any(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["tfew", pytest.param("lm", marks=pytest.mark.slow)])
 def test_pmap_and_accumulation_equal_one_batch(backbone, batch, lm_batch, objective):
     # Without dropout: the pieces draw other masks than the whole would.
@@ -161,6 +162,7 @@ def test_mesh_sizes():
         sharding.make_mesh(6, 99)
 
 
+@pytest.mark.slow
 def test_gradient_norm_is_reported_before_clipping(backbone, batch):
     _, history = run(backbone, pj.ia3(), batch, objectives.tfew_objective(), steps=1)
 

@@ -154,6 +154,7 @@ def test_scan_equals_a_loop_over_layers(monkeypatch, config, rate):
     oracle.assert_close(backbone.logits(params, batch, key), scanned, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_remat_policies_give_equal_gradients(dtype):
     backbone = random_backbone(dataclasses.replace(CONFIG, dropout=0.1), dtype=dtype)
@@ -203,6 +204,7 @@ def frozen_kernels(config):
     return {*shapes, *(shape[1:] for shape in shapes), *(shape[:0:-1] for shape in shapes)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", transformer.REMAT)
 @pytest.mark.parametrize("weights", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("activations", ["float32", "bfloat16"])
@@ -284,6 +286,7 @@ def test_a_step_computes_no_gradient_of_a_frozen_matrix(method, weights, gated):
 # ------------------------------------------------------------------------------ precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [CONFIG, pytest.param(V1_0, marks=pytest.mark.slow)], ids=["v1_1", "v1_0"]
 )
@@ -402,6 +405,7 @@ def test_dropout_needs_a_key_and_its_draws_differ_by_key():
     assert not np.allclose(one, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CONFIG, V1_0], ids=["v1_1", "v1_0"])
 def test_dropout_draws_a_mask_of_its_own_at_every_place_of_every_layer(monkeypatch, config):
     """As T5 has them: 3 places in an encoder layer with 2 sub-layers, and so on; none shared."""

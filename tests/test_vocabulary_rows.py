@@ -67,6 +67,7 @@ def test_only_the_named_rows_are_replaced():
     assert_same_trees(method.fold(backbone.params, stored), merged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["v1_1", "v1_0"])
 def test_gradients_are_the_rows_of_the_embeddings_own(version):
     """v1.0's head is tied: what predicts a token trains its row too."""
