@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,16 +169,21 @@ def _summary(path: Path, kind: Format, backbone: Backbone) -> Summary:
     )
 
 
-def table(read: Summary, written: Summary) -> Table:
-    """What was read and what was written, side by side, for a terminal."""
+_WORDS = {"path": "folder", "size": "bytes"}
+
+
+def table(read: Any, written: Any, words: Mapping[str, str] = _WORDS) -> Table:
+    """What was read and what was written, side by side, for a terminal.
+
+    Args:
+      read, written: two summaries of one dataclass, of backbones or of adapters.
+      words: what fields are called, where not by their own names.
+    """
     made = Table(box=None, pad_edge=False)
     for name in ("", "from", "to"):
         made.add_column(name, overflow="fold")
-    for field in dataclasses.fields(Summary):
+    for field in dataclasses.fields(read):
         values = (getattr(each, field.name) for each in (read, written))
         texts = (f"{v:,}" if isinstance(v, int) else str(v) for v in values)
-        made.add_row(_WORDS.get(field.name, field.name), *texts)
+        made.add_row(words.get(field.name, field.name), *texts)
     return made
-
-
-_WORDS = {"path": "folder", "size": "bytes"}

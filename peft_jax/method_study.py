@@ -25,8 +25,13 @@ from peft_jax.evaluation import spread
 from peft_jax.experiment import open_backbone
 from peft_jax.method_config import CLASSES
 from peft_jax.methods import Method, count, eject, prefix_tuning
-from peft_jax.progress import step_bar
-from peft_jax.study import Bench, check_ranks_choices, held_out_tasks, open_folder
+from peft_jax.study import (
+    Bench,
+    check_ranks_choices,
+    held_out_tasks,
+    open_folder,
+    record_runs,
+)
 from peft_jax.tree import Params
 
 ZERO_SHOT = "zero-shot"
@@ -133,19 +138,8 @@ def compare_methods(
     if missing:
         backbone = open_backbone(config)
         check_ranks_choices(config, backbone)
-        with (
-            step_bar(console, "runs", len(missing)) as advance,
-            open(output / "results.jsonl", "a", encoding="utf-8") as file,
-        ):
-            for run in _run_missing(config, configs, backbone, missing, seeds):
-                file.write(json.dumps(run._asdict()) + "\n")
-                file.flush()
-                done.append(run)
-                advance(1)
-                if not console.is_terminal:
-                    console.print(
-                        f"{run.task}  {run.system}  seed {run.seed}  {100 * run.accuracy:.1f}"
-                    )
+        made = _run_missing(config, configs, backbone, missing, seeds)
+        done += record_runs(output, made, len(missing), console)
     runs = [run for run in done if run[:3] in set(wanted)]
     _report(output, runs, presets, tasks, seeds, steps_share, console)
     return runs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,23 +88,35 @@ def few_shot(
     if missing:
         backbone = open_backbone(config)
         check_ranks_choices(config, backbone)
-        with (
-            step_bar(console, "runs", len(missing)) as advance,
-            open(output / "results.jsonl", "a", encoding="utf-8") as file,
-        ):
-            for outcome in _run_missing(config, backbone, missing, seeds, demonstrations):
-                file.write(json.dumps(outcome._asdict()) + "\n")
-                file.flush()
-                done.append(outcome)
-                advance(1)
-                if not console.is_terminal:
-                    console.print(
-                        f"{outcome.task}  {outcome.system}  seed {outcome.seed}  "
-                        f"{100 * outcome.accuracy:.1f}"
-                    )
+        made = _run_missing(config, backbone, missing, seeds, demonstrations)
+        done += record_runs(output, made, len(missing), console)
     outcomes = [o for o in done if (o.task, o.system, o.seed) in set(wanted)]
     _report(output, outcomes, tasks, seeds, demonstrations, console)
     return outcomes
+
+
+def record_runs(output: Path, runs: Iterable[Any], count: int, console: Console) -> list[Any]:
+    """Appends each run to ``results.jsonl`` as soon as it is made, under a progress bar.
+
+    Args:
+      runs: named tuples with ``task``, ``system``, ``seed`` and ``accuracy``, of any study.
+      count: how many there will be.
+    """
+    done = []
+    with (
+        step_bar(console, "runs", count) as advance,
+        open(output / "results.jsonl", "a", encoding="utf-8") as file,
+    ):
+        for run in runs:
+            file.write(json.dumps(run._asdict()) + "\n")
+            file.flush()
+            done.append(run)
+            advance(1)
+            if not console.is_terminal:
+                console.print(
+                    f"{run.task}  {run.system}  seed {run.seed}  {100 * run.accuracy:.1f}"
+                )
+    return done
 
 
 def _seeds_of(system: str, seeds: Sequence[int]) -> Sequence[int]:

@@ -14,6 +14,7 @@ from peft_jax import tree
 from peft_jax.adapter import FILE, load_adapter, read_header, save_adapter
 from peft_jax.backbones import CONFIGS, abstract_backbone, backbone_config, load_backbone, native
 from peft_jax.backbones.base import Backbone
+from peft_jax.convert import table as side_by_side
 from peft_jax.errors import InputError
 from peft_jax.exchange import hugging_face, loralib, numpy_files, tfew
 from peft_jax.exchange.hugging_face import Imported
@@ -240,13 +241,7 @@ def _summary(path: Path, kind: AdapterFormat, read: Imported, model: Backbone) -
 
 def table(read: Summary, written: Summary, notes: tuple[str, ...] = ()) -> Table:
     """What was read and what was written, side by side, and what was not needed."""
-    made = Table(box=None, pad_edge=False)
-    for name in ("", "from", "to"):
-        made.add_column(name, overflow="fold")
-    for field in dataclasses.fields(Summary):
-        values = (getattr(each, field.name) for each in (read, written))
-        texts = (f"{v:,}" if isinstance(v, int) else str(v) for v in values)
-        made.add_row("bytes" if field.name == "size" else field.name, *texts)
+    made = side_by_side(read, written, {"size": "bytes"})
     for note in notes:
         made.add_row("not needed", note, "")
     return made

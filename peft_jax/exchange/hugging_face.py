@@ -41,7 +41,7 @@ _READERS: dict[str, Callable] = {
     "P_TUNING": peft_prompts.read_prompt,
     "PREFIX_TUNING": peft_prompts.read_prefix,
 }
-_WRITERS: dict[str, Callable] = {
+WRITERS: dict[str, Callable] = {
     "ia3": peft_vectors.write_ia3,
     "norm_tuning": peft_vectors.write_norms,
     "lora": peft_low_rank.write_lora,
@@ -223,17 +223,17 @@ def _writer(parts: Sequence[tuple[Method, Params]]) -> Callable:
     kinds = list(dict.fromkeys(each.spec["name"] for each, _ in parts))
     if not kinds:
         raise InputError("a classification head alone is no adapter of PEFT's")
-    unknown = [kind for kind in kinds if kind not in _WRITERS]
+    unknown = [kind for kind in kinds if kind not in WRITERS]
     if unknown:
         raise InputError(
-            f"PEFT has no method like {unknown[0]!r}; it has {', '.join(sorted(_WRITERS))}"
+            f"PEFT has no method like {unknown[0]!r}; it has {', '.join(sorted(WRITERS))}"
         )
     if len(kinds) > 1:
         raise InputError(
             f"a PEFT folder holds one method; this adapter has {' and '.join(kinds)}: write each "
             "into a folder of its own"
         )
-    return _WRITERS[kinds[0]]
+    return WRITERS[kinds[0]]
 
 
 def _write_head(stored: Params, names: Names) -> dict[str, np.ndarray]:

@@ -32,6 +32,12 @@ Layer = int | None
 Leaves = dict[str, dict[Layer, np.ndarray]]
 """Our path of a leaf -> layer -> its array in that layer."""
 
+Found = tuple[list[tuple[Method, Params]], list[str]]
+"""Methods with their stored trees, and names of what was not needed."""
+
+Written = tuple[dict[str, Any], dict[str, np.ndarray]]
+"""Fields of an adapter_config.json, and its tensors by name."""
+
 
 class Part(NamedTuple):
     """One of our modules in one layer."""

@@ -20,11 +20,13 @@ from peft_jax import tree
 from peft_jax.backbones.base import Backbone, find_modules
 from peft_jax.errors import InputError
 from peft_jax.exchange.modules import (
+    Found,
     Layer,
     Leaves,
     Linear,
     Names,
     Part,
+    Written,
     by_layer,
     groups,
     our_targets,
@@ -35,9 +37,6 @@ from peft_jax.exchange.peft_names import PREFIX, full_name, modules_of
 from peft_jax.methods import Method, from_spec
 from peft_jax.methods.lazy import AtLayers
 from peft_jax.tree import Params
-
-Found = tuple[list[tuple[Method, Params]], list[str]]
-Written = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 class Factors(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -11,10 +9,12 @@ from peft_jax import tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
 from peft_jax.exchange.modules import (
+    Found,
     Leaves,
     Linear,
     Names,
     Part,
+    Written,
     by_layer,
     groups,
     ia3_of,
@@ -24,11 +24,7 @@ from peft_jax.exchange.modules import (
     their_targets,
 )
 from peft_jax.exchange.peft_names import full_name, modules_of
-from peft_jax.methods import Method, norm_tuning
-from peft_jax.tree import Params
-
-Found = tuple[list[tuple[Method, Params]], list[str]]
-Written = tuple[dict[str, Any], dict[str, np.ndarray]]
+from peft_jax.methods import norm_tuning
 
 
 # --------------------------------------------------------------------------------------------

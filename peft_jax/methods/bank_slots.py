@@ -23,7 +23,7 @@ from peft_jax.errors import InputError
 from peft_jax.methods.bank import bank
 from peft_jax.methods.base import Method
 from peft_jax.methods.merging import merge
-from peft_jax.transformer import PerTask
+from peft_jax.stacks import PerTask
 from peft_jax.tree import Params
 
 

@@ -43,7 +43,7 @@ class AtLayers(Lazy):
 
     Layers run under one scan and must look alike, while only K of them are stored, counted and
     optimised. Without a fill the others keep the backbone's own; where the K are the last ones,
-    nothing is copied and no gradient is computed for what lies below (see ``transformer.Tail``).
+    nothing is copied and no gradient is computed for what lies below (see ``stacks.Tail``).
     """
 
     values: jax.Array

@@ -102,7 +102,7 @@ def _row(name: str) -> Row:
         count(stored),
         _folds(small),
         _banked(small),
-        name in hugging_face._WRITERS,
+        name in hugging_face.WRITERS,
     )
 
 
