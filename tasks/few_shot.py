@@ -45,3 +45,37 @@ def _draw(positions: list[int], shots: int, seed: int, of_what: str) -> list[int
     # The generator that np.random.seed(seed) sets, without touching the global one.
     np.random.RandomState(seed).shuffle(positions)
     return positions[:shots]
+
+
+def folds(labels: Sequence[int], k: int, seed: int, *, stratified: bool = True) -> list[np.ndarray]:
+    """The rows in k parts, each to be held out once while the others train (cross-validation).
+
+    The rows are shuffled and dealt out one by one, class after class if stratified, so that both
+    the parts' sizes and a class's share of every part differ by one row at most.
+
+    Args:
+        labels: the label of every row.
+        k: how many parts; as many as there are rows is leave-one-out.
+        seed: of the shuffle.
+        stratified: deal out class by class; a class may have fewer rows than there are parts.
+
+    Returns:
+        k int arrays of positions in ascending order, which together are all rows, each once.
+
+    Raises InputError unless 2 <= k <= number of rows, or for a seed that numpy does not take.
+    """
+    if not 2 <= k <= len(labels):
+        raise InputError(
+            f"{k} folds of {len(labels)} examples cannot be made: give 2 to {len(labels)}"
+        )
+    dealt = _generator(seed).permutation(len(labels))
+    if stratified:
+        dealt = dealt[np.argsort(np.asarray(labels)[dealt], kind="stable")]
+    return [np.sort(dealt[part::k]) for part in range(k)]
+
+
+def _generator(seed: int) -> np.random.RandomState:
+    """The generator that np.random.seed(seed) sets, without touching the global one."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"few-shot seed {seed}: numpy takes 0 to 4294967295")
+    return np.random.RandomState(seed)
