@@ -6,48 +6,62 @@ copies. The order of the labels is that of TFDS and Hugging Face, which the temp
 choices follow (cb: entailment, contradiction, neutral).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from peft_jax.errors import InputError
+
+Expand = Callable[[dict], list[dict]]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled dataset.
+    """A dataset, labelled or of texts.
 
     Attributes:
         name: what the user types, e.g. "rte".
-        fields: the text and index fields that every row must have, besides the label.
+        fields: the fields that every row must have, besides the label.
         labels: the labels' names in order; a row's label is an index into them. Empty: any
             non-negative integer.
-        label_field: the field that holds the label in the files.
+        label_field: the field that holds the label in the files; None: the rows have no label.
         tfds: the name in TensorFlow Datasets, or None.
-        folder: the name of the folder of JSONL files.
+        hub: the dataset and its configuration on the Hugging Face hub, by which a downloaded folder
+            is called, or None.
+        folder: the name of the folder of files.
         templates: the folder of the promptsource collection that holds the templates.
         template_limit: only the first so many templates are used, or None.
         shots: how many training examples a few-shot draw takes (per class if ``per_class``).
         per_class: whether the draw is made class by class.
-        metric: the figure that is reported.
         named_labels: whether the names alone tell which answer choice is meant, so that templates
             may list the choices in any order (a user's own folder).
+        splits: our split -> the source's, where they are called otherwise (anli: train_r1).
+        expand: what makes one row of a file into the rows that it holds (MultiRC nests questions
+            and answers in a passage), before anything is checked; None: each is one.
+        sizes: published numbers of rows, by the source's splits.
+        download: where the files are had, in one line.
     """
 
     name: str
     fields: tuple[str, ...]
-    labels: tuple[str, ...]
-    label_field: str = "label"
+    labels: tuple[str, ...] = ()
+    label_field: str | None = "label"
     tfds: str | None = None
+    hub: str | None = None
     folder: str = ""
     templates: str = ""
     template_limit: int | None = None
     shots: int = 32
     per_class: bool = False
-    metric: str = "accuracy"
     named_labels: bool = False
+    splits: Mapping[str, str] = field(default_factory=dict)
+    expand: Expand | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    download: str = ""
 
     def normalise(self, row: Mapping, position: int, where: str) -> dict:
         """A row of either source -> promptsource's fields, an int ``label`` and an int ``idx``.
+
+        Rows of a dataset without labels have no ``label``.
 
         Args:
             row: the row as the source has it; bytes are decoded, a nested ``target`` is unpacked.
@@ -60,13 +74,15 @@ class Dataset:
         nested = row.pop("target", None) if "target" not in self.fields else None
         if isinstance(nested, Mapping):  # SuperGLUE's own WSC files
             row |= {key: _python_value(value) for key, value in nested.items()}
-        missing = [f for f in (*self.fields, self.label_field) if row.get(f) is None]
+        wanted = self.fields if self.label_field is None else (*self.fields, self.label_field)
+        missing = [f for f in wanted if row.get(f) is None]
         if missing:
             raise InputError(
                 f"{where}: field {missing[0]!r} of {self.name} is missing or null; the row has "
                 + ", ".join(row)
             )
-        row["label"] = self._label(row.pop(self.label_field), where)
+        if self.label_field is not None:
+            row["label"] = self._label(row.pop(self.label_field), where)
         if "span1_text" in self.fields:
             row |= _spans_as_in_text(row)
         row.setdefault("idx", position)

@@ -23,7 +23,7 @@ def describe(
         "shots": shots,
         "few_shot_seed": None if shots is None else seed,
         "few_shot_style": None if shots is None else style,
-        "metric": task.dataset.metric,
+        "metrics": list(task.definition.metrics if task.definition else ("accuracy",)),
         "labels": list(task.dataset.labels),
     } | more
 

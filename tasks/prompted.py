@@ -5,15 +5,18 @@ renders them. No seqio here: this is the part of a task that can be looked at an
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+from peft_jax import tree
 from peft_jax.errors import InputError
+from peft_jax.tasks.catalogue import TaskDefinition, find_definition
 from peft_jax.tasks.datasets import Dataset
 from peft_jax.tasks.few_shot import draw_few_shot
-from peft_jax.tasks.prompts import Template, load_templates
+from peft_jax.tasks.prompts import Format, Rendered, Template, load_templates
 from peft_jax.tasks.sources import find_source, read_rows
 
 EMBEDDED_PREFIX = "embedded_"
@@ -22,7 +25,17 @@ _COLLECTION = "promptsource_templates"
 
 
 class PromptedRow(NamedTuple):
-    """One example under one template, as text."""
+    """One example under one template, as text.
+
+    Attributes:
+        input, target: what the model reads, and what it should write.
+        choices: the answers that are ranked; empty where the answer is open.
+        label: the right choice; -1 where the answer is open.
+        example: the example's position in its split.
+        template: the template's index.
+        references: all texts that are right.
+        keep: what metrics need beside the texts, as JSON values.
+    """
 
     input: str
     target: str
@@ -30,6 +43,8 @@ class PromptedRow(NamedTuple):
     label: int
     example: int
     template: int
+    references: tuple[str, ...] = ()
+    keep: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -49,16 +64,18 @@ class PromptedTask:
     Attributes:
         name: the task's name.
         dataset: what its rows are.
-        templates: in the order of their names.
+        templates: the formats, promptsource's in the order of their names.
         read: split -> its rows.
         few_shot: the draw that stands for one of the splits, or None for all of it.
+        definition: the table's entry, with the metrics; for a user's folder one made of it.
     """
 
     name: str
     dataset: Dataset
-    templates: tuple[Template, ...]
+    templates: tuple[Format, ...]
     read: Callable[[str], list[dict]]
     few_shot: FewShot | None = None
+    definition: TaskDefinition | None = None
     _rendered: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, split: str) -> list[tuple[int, dict]]:
@@ -67,7 +84,7 @@ class PromptedTask:
         positions: Sequence[int] = range(len(rows))
         draw = self.few_shot
         if draw is not None and draw.split == split:
-            labels = [row["label"] for row in rows]
+            labels = [row.get("label", 0) for row in rows]
             positions = draw_few_shot(labels, draw.shots, draw.seed, per_class=draw.per_class)
         return [(position, rows[position]) for position in positions]
 
@@ -106,45 +123,69 @@ class PromptedTask:
                 prompted
                 for position, row in track(self.rows(split))
                 for index, template in enumerate(self.templates)
-                if (prompted := self._render(position, row, index, template)) is not None
+                for prompted in self._render(position, row, index, template)
             ]
             if not rows:
                 raise InputError(f"no template of {self.name} applies to any row of its {split}")
+            self._refuse_mixed(rows)
             self._rendered[split] = rows
         return self._rendered[split]
 
-    def _render(
-        self, position: int, row: dict, index: int, template: Template
-    ) -> PromptedRow | None:
-        label = row["label"]
-        if self.dataset.named_labels:
-            label = _choice_named(template, row, self.dataset.labels[label])
-            row = row | {"label": label}
-        rendered = template.render(row)
-        if rendered is None:
-            return None
-        choices = rendered.choices
-        if not 0 <= label < len(choices):
+    def _refuse_mixed(self, rows: list[PromptedRow]) -> None:
+        ranked = {bool(row.choices): row for row in rows}
+        if len(ranked) > 1:
+            names = [self.templates[ranked[kind].template].name for kind in (True, False)]
             raise InputError(
-                f"{template.file}: template {template.name!r} offers {len(choices)} answer choices,"
-                f" but example {position} of {self.name} has label {label}"
+                f"{self.name}: template {names[0]!r} has answer choices and {names[1]!r} has none: "
+                "a task either ranks answers or writes them"
+            )
+
+    def _render(
+        self, position: int, row: dict, index: int, template: Format
+    ) -> Iterator[PromptedRow]:
+        if self.dataset.named_labels:
+            label = _choice_named(template, row, self.dataset.labels[row["label"]])
+            row = row | {"label": label}
+        for rendered in template.render_all(row):
+            made = PromptedRow(
+                input=rendered.input,
+                target=rendered.target,
+                choices=(),
+                label=-1,
+                example=position,
+                template=index,
+                references=rendered.references or (rendered.target,),
+                keep=rendered.keep,
+            )
+            if rendered.choices is not None:
+                made = self._ranked(made, rendered, rendered.keep.get("label", row.get("label")))
+            yield made
+
+    def _ranked(self, row: PromptedRow, rendered: Rendered, label: int | None) -> PromptedRow:
+        """The row with its choices, each once, and the index of the right one."""
+        template, choices = self.templates[row.template], rendered.choices or ()
+        where = f"{template.file}: " if template.file else ""
+        where += f"template {template.name!r} offers"
+        if label is None or not 0 <= label < len(choices):
+            raise InputError(
+                f"{where} {len(choices)} answer choices,"
+                f" but example {row.example} of {self.name} has label {label}"
             )
         # Two classes may share an answer under a template (cause and effect are both "no"): then
         # they are one choice, or the loss would push one answer up and down at once.
         distinct = tuple(dict.fromkeys(choices))
         if len(distinct) < 2:
             raise InputError(
-                f"{template.file}: template {template.name!r} offers one answer choice only "
-                f"({distinct[0]!r}) for example {position} of {self.name}: two are needed to rank"
+                f"{where} one answer choice only "
+                f"({distinct[0]!r}) for example {row.example} of {self.name}: two are needed to "
+                "rank"
             )
         answer = choices[label]
-        return PromptedRow(
-            input=rendered.input,
+        return row._replace(
             target=rendered.target or answer,
             choices=distinct,
             label=distinct.index(answer),
-            example=position,
-            template=index,
+            references=rendered.references or (rendered.target or answer,),
         )
 
 
@@ -158,11 +199,12 @@ def find_task(
     """The task that a name means.
 
     Args:
-        name: a dataset of the table ("rte", "wsc.fixed" ...), an embedded task
+        name: a task of the catalogue ("rte", "super_glue_rte", "e2e_nlg" ...), an embedded task
             ("embedded_entailment"), or the name of a user's own folder.
         directory: where its JSONL files lie (see `find_source`); None for TFDS.
-        templates: a templates file, a folder with templates.yaml, or a promptsource collection.
-            None: templates.yaml in the data's folder, else the promptsource_templates folder
+        templates: a templates file, a folder with templates.yaml, or a promptsource collection, in
+            place of the task's own form. None: that form, which for a task of promptsource's
+            templates is templates.yaml in the data's folder, else the promptsource_templates folder
             beside it, else the templates that come with peft_jax.
         few_shot: the draw that stands for one of the splits.
 
@@ -170,11 +212,16 @@ def find_task(
     """
     if name.startswith(EMBEDDED_PREFIX) and directory is None:
         return _embedded_task(name, templates, few_shot)
-    dataset, folder = find_source(name, directory)
-    file = _templates_file(dataset, templates, folder, directory)
+    definition = find_definition(name, directory)
+    dataset, folder = find_source(name if definition is None else definition.dataset, directory)
+    definition = definition or TaskDefinition(name, dataset, group="own")
+    formats: tuple[Format, ...] | None = definition.formats
+    if formats is None or templates is not None:
+        file = _templates_file(dataset, templates, folder, directory)
+        formats = chosen_templates(ranking_templates(file, dataset), definition.templates, file)
     # The files are read once, however many splits and templates are asked for.
     read = functools.cache(lambda split: read_rows(dataset, split, folder))
-    return PromptedTask(name, dataset, ranking_templates(file, dataset), read, few_shot)
+    return PromptedTask(name, dataset, formats, read, few_shot, definition)
 
 
 def find_rows(name: str, *, directory: str | Path | None = None) -> PromptedTask:
@@ -186,9 +233,10 @@ def find_rows(name: str, *, directory: str | Path | None = None) -> PromptedTask
     """
     if name.startswith(EMBEDDED_PREFIX) and directory is None:
         return replace(_embedded_task(name, None, None), templates=())
-    dataset, folder = find_source(name, directory)
+    definition = find_definition(name, directory)
+    dataset, folder = find_source(name if definition is None else definition.dataset, directory)
     read = functools.cache(lambda split: read_rows(dataset, split, folder))
-    return PromptedTask(name, dataset, (), read)
+    return PromptedTask(name, dataset, (), read, definition=definition)
 
 
 def ranking_templates(file: str | Path, dataset: Dataset) -> tuple[Template, ...]:
@@ -206,6 +254,29 @@ def ranking_templates(file: str | Path, dataset: Dataset) -> tuple[Template, ...
     return tuple(templates)
 
 
+def chosen_templates(
+    templates: Sequence[Template], wanted: Sequence[int | str] | None, file: str | Path
+) -> tuple[Template, ...]:
+    """Those of some templates that are wanted, by position or name; all for None.
+
+    Raises InputError for one that is not there.
+    """
+    if wanted is None:
+        return tuple(templates)
+    by_name = {template.name: template for template in templates}
+    chosen = []
+    for one in wanted:
+        if isinstance(one, str) and one not in by_name:
+            raise InputError(f"{file} has no template {one!r}; {tree.nearest(one, by_name)}")
+        if isinstance(one, int) and one >= len(templates):
+            raise InputError(
+                f"{file} has {len(templates)} templates that can be ranked, and number {one} was "
+                "asked for"
+            )
+        chosen.append(by_name[one] if isinstance(one, str) else templates[one])
+    return tuple(chosen)
+
+
 def _embedded_task(
     name: str, templates: str | Path | None, few_shot: FewShot | None
 ) -> PromptedTask:
@@ -218,7 +289,9 @@ def _embedded_task(
     dataset = Dataset(name=name, fields=(), labels=TASKS[key].labels or ())
     file = templates or TEMPLATES / f"{key}.yaml"
     read = functools.cache(lambda split: rows(key, split))
-    return PromptedTask(name, dataset, ranking_templates(file, dataset), read, few_shot)
+    definition = TaskDefinition(name, dataset, group="embedded")
+    formats = ranking_templates(file, dataset)
+    return PromptedTask(name, dataset, formats, read, few_shot, definition)
 
 
 def _templates_file(
@@ -249,15 +322,14 @@ def _templates_file(
     )
 
 
-def _choice_named(template: Template, row: dict, label_name: str) -> int:
+def _choice_named(template: Format, row: dict, label_name: str) -> int:
     """The choice that a label's name means where the template lists the labels in its own order.
 
     promptsource's banking77, say, lists the intents alphabetically and not as the data do. Where
     the choices are not the labels' names, their order must be the labels'.
     """
-    rendered = template.render(row)
     names = [_plain(name) for name in row["label_names"]]
-    choices = [_plain(choice) for choice in rendered.choices] if rendered is not None else []
+    choices = [_plain(c) for made in template.render_all(row) for c in made.choices or ()]
     if len(choices) == len(names) and set(choices) == set(names):
         return choices.index(_plain(label_name))
     return row["label"]

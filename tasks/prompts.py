@@ -22,10 +22,11 @@ import collections
 import functools
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import jinja2
 import yaml
@@ -43,11 +44,66 @@ _DRAWS = "__draws__"
 
 
 class Rendered(NamedTuple):
-    """A row under a template: stripped texts; ``choices`` is None for an open-ended template."""
+    """One example as text.
+
+    Attributes:
+        input, target: stripped texts.
+        choices: the answers that are ranked; None where the answer is open.
+        references: all texts that are right; empty: the target alone.
+        keep: JSON values that a metric needs beside the texts (MultiRC's question), and ``label``
+            where the format numbers its choices itself.
+    """
 
     input: str
     target: str
-    choices: tuple[str, ...] | None
+    choices: tuple[str, ...] | None = None
+    references: tuple[str, ...] = ()
+    keep: Mapping[str, Any] = MappingProxyType({})
+
+
+class Format(Protocol):
+    """What makes a row of a dataset into examples: a `Template`, or a `TextFormat`."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the formats of a task."""
+        ...
+
+    @property
+    def file(self) -> str:
+        """Where it was read, for messages; empty for one in Python."""
+        ...
+
+    def render_all(self, row: Mapping) -> Sequence[Rendered]:
+        """The examples that a row makes: none where the format does not apply to it."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """A format that is a Python function.
+
+    Attributes:
+        name: unique among the formats of a task.
+        function: row -> one example, several, or None where it does not apply.
+    """
+
+    name: str
+    function: Callable[[Mapping], Rendered | Sequence[Rendered] | None]
+    file: str = ""
+
+    def render_all(self, row: Mapping) -> Sequence[Rendered]:
+        """See `Format`. Raises InputError, with the row's fields, for one that it lacks."""
+        try:
+            made = self.function(row)
+        except KeyError as error:
+            raise InputError(
+                f"format {self.name!r}: the row has no field {error.args[0]!r}; its fields are "
+                + ", ".join(map(str, row))
+            ) from error
+        if made is None:
+            return ()
+        return (made,) if isinstance(made, Rendered) else made
 
 
 @dataclass(frozen=True)
@@ -93,6 +149,11 @@ class Template:
             return None
         input_text, target = (_unprotect(part.strip()) for part in parts)
         return Rendered(input_text, target, choices and tuple(map(_unprotect, choices)))
+
+    def render_all(self, row: Mapping) -> Sequence[Rendered]:
+        """`render` as a `Format`."""
+        made = self.render(row)
+        return () if made is None else (made,)
 
     def _print(self, environment, text: str, fields: dict, row: Mapping) -> str:
         try:

@@ -15,17 +15,18 @@ _LABEL_FIELDS = ("label", "category", "Label")
 _LABEL_FILES = ("labels.json", "categories.json")
 
 
-def find_source(name: str, directory: str | Path | None) -> tuple[Dataset, Path | None]:
-    """The dataset that ``name`` means, and its folder of JSONL files (None: TFDS).
+def find_source(wanted: str | Dataset, directory: str | Path | None) -> tuple[Dataset, Path | None]:
+    """The dataset that is wanted, and its folder of JSONL files (None: TFDS).
 
     Args:
-        name: a dataset of the table, or of a folder of the user's own.
+        wanted: a dataset, or the name of one, or of a folder of the user's own.
         directory: the folder itself, or one that holds a folder called as the dataset (``rte`` or
             ``superglue_rte``); None to read a dataset of the table from TFDS.
 
     Raises InputError if there is no such dataset or folder.
     """
-    dataset = find_dataset(name)
+    dataset = wanted if isinstance(wanted, Dataset) else find_dataset(wanted)
+    name = wanted.name if isinstance(wanted, Dataset) else wanted
     if directory is None:
         if dataset is None:
             raise InputError(
@@ -69,10 +70,10 @@ def read_rows(dataset: Dataset, split: str, folder: Path | None) -> list[dict]:
         ]
         # TFDS stores its files shuffled; T-Few's draws are made on the official order.
         rows.sort(key=lambda row: row["idx"])
-    labels = {row["label"] for row in rows}
     if not rows:
-        raise InputError(f"{source} is empty: {dataset.name} needs labelled rows")
-    if len(labels) < 2:
+        raise InputError(f"{source} is empty: {dataset.name} needs rows")
+    labels = {row["label"] for row in rows} if dataset.label_field is not None else set()
+    if len(labels) == 1:
         raise InputError(
             f"{source} has one label only ({labels.pop()} in all {len(rows)} rows): nothing can be "
             "learned or measured; give rows of at least two labels"

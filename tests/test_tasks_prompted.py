@@ -33,7 +33,7 @@ def test_a_users_folder(tmp_path):
     assert [t.name for t in task.templates] == ["plain question", "some rows only", "three answers"]
     rows = task.prompted("train")
     assert len(rows) == 12 + 6 + 12
-    assert rows[1] == ("There is snow", "cold", ("cold", "warm"), 0, 0, 1)
+    assert rows[1] == ("There is snow", "cold", ("cold", "warm"), 0, 0, 1, ("cold",), {})
     assert [(r.example, r.template) for r in rows[3:5]] == [(1, 0), (1, 2)]
 
 

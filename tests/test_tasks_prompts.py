@@ -8,7 +8,13 @@ import pytest
 
 from peft_jax.errors import InputError
 from peft_jax.tasks.datasets import DATASETS
-from peft_jax.tasks.prompts import MAX_FIELD_LENGTH, Template, load_templates, template_slugs
+from peft_jax.tasks.prompts import (
+    MAX_FIELD_LENGTH,
+    Rendered,
+    Template,
+    load_templates,
+    template_slugs,
+)
 from peft_jax.tasks.sources import find_source, read_rows
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "promptsource_renders.json").read_text())
@@ -58,8 +64,8 @@ def test_a_file_is_read_sorted_with_its_marks(tmp_path):
     assert load_templates(tmp_path / "templates.yaml") == templates
     assert list(templates) == ["a", "b"]
     assert [t.original_task for t in templates.values()] == [False, True]
-    assert templates["b"].render(NLI) == ("It rains. So It is wet.?", "No", ("Yes", "No"))
-    assert templates["a"].render(NLI) == ("It rains.", "It is wet.", None)
+    assert templates["b"].render(NLI) == Rendered("It rains. So It is wet.?", "No", ("Yes", "No"))
+    assert templates["a"].render(NLI) == Rendered("It rains.", "It is wet.", None)
 
 
 @pytest.mark.parametrize(
@@ -77,12 +83,14 @@ def test_a_file_is_read_sorted_with_its_marks(tmp_path):
     ],
 )
 def test_render(jinja, rendered):
-    assert Template("t", jinja).render(NLI | {"piped": "a ||| b"}) == rendered
+    made = Template("t", jinja).render(NLI | {"piped": "a ||| b"})
+    assert made == (rendered and Rendered(*rendered))
 
 
 def test_a_separator_inside_a_choice_does_not_split():
     template = Template("t", "{{premise}} ||| {{answer_choices[0]}}", "{{piped}} ||| x")
-    assert template.render(NLI | {"piped": "a|||b"}) == ("It rains.", "a|||b", ("a|||b", "x"))
+    rendered = template.render(NLI | {"piped": "a|||b"})
+    assert rendered == Rendered("It rains.", "a|||b", ("a|||b", "x"))
 
 
 def test_long_fields_are_cut_as_promptsource_cuts_them():
