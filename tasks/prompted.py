@@ -78,6 +78,19 @@ class PromptedTask:
     definition: TaskDefinition | None = None
     _rendered: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __post_init__(self):
+        kinds = {template.ranks: template.name for template in self.templates}
+        if len(kinds) > 1:
+            raise InputError(
+                f"{self.name}: template {kinds[True]!r} has answer choices and {kinds[False]!r} "
+                "has none: a task either ranks answers or writes them"
+            )
+
+    @property
+    def ranks(self) -> bool:
+        """Whether its rows have choices to rank; else their answers are open."""
+        return all(template.ranks for template in self.templates)
+
     def rows(self, split: str) -> list[tuple[int, dict]]:
         """(position in the split, row) of every example, after the few-shot draw."""
         rows = self.read(split)
@@ -127,18 +140,8 @@ class PromptedTask:
             ]
             if not rows:
                 raise InputError(f"no template of {self.name} applies to any row of its {split}")
-            self._refuse_mixed(rows)
             self._rendered[split] = rows
         return self._rendered[split]
-
-    def _refuse_mixed(self, rows: list[PromptedRow]) -> None:
-        ranked = {bool(row.choices): row for row in rows}
-        if len(ranked) > 1:
-            names = [self.templates[ranked[kind].template].name for kind in (True, False)]
-            raise InputError(
-                f"{self.name}: template {names[0]!r} has answer choices and {names[1]!r} has none: "
-                "a task either ranks answers or writes them"
-            )
 
     def _render(
         self, position: int, row: dict, index: int, template: Format

@@ -74,6 +74,11 @@ class Format(Protocol):
         """Where it was read, for messages; empty for one in Python."""
         ...
 
+    @property
+    def ranks(self) -> bool:
+        """Whether its examples have choices to rank; else their answers are open."""
+        ...
+
     def render_all(self, row: Mapping) -> Sequence[Rendered]:
         """The examples that a row makes: none where the format does not apply to it."""
         ...
@@ -86,10 +91,12 @@ class TextFormat:
     Attributes:
         name: unique among the formats of a task.
         function: row -> one example, several, or None where it does not apply.
+        ranks: whether the examples have choices.
     """
 
     name: str
     function: Callable[[Mapping], Rendered | Sequence[Rendered] | None]
+    ranks: bool = False
     file: str = ""
 
     def render_all(self, row: Mapping) -> Sequence[Rendered]:
@@ -101,9 +108,10 @@ class TextFormat:
                 f"format {self.name!r}: the row has no field {error.args[0]!r}; its fields are "
                 + ", ".join(map(str, row))
             ) from error
-        if made is None:
-            return ()
-        return (made,) if isinstance(made, Rendered) else made
+        several = () if made is None else (made,) if isinstance(made, Rendered) else made
+        if any((one.choices is not None) != self.ranks for one in several):
+            raise ValueError(f"format {self.name!r} has ranks={self.ranks}, its examples say not")
+        return several
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,11 @@ class Template:
             return None
         input_text, target = (_unprotect(part.strip()) for part in parts)
         return Rendered(input_text, target, choices and tuple(map(_unprotect, choices)))
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the prompt has answer choices."""
+        return self.answer_choices is not None
 
     def render_all(self, row: Mapping) -> Sequence[Rendered]:
         """`render` as a `Format`."""

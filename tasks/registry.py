@@ -10,12 +10,15 @@ Their rows hold
     label             [] int32, the correct choice
     example, template [] int32, which row of the source, which template
 
-All of them are output features, because seqio's mixtures drop what is not declared. Inputs are cut
-so that they keep their special tokens, as Hugging Face's tokenizers cut them.
+and a task of open answers, such as ``e2e_nlg``, all of them but choices and label. All are output
+features, because seqio's mixtures drop what is not declared. What metrics read stands beside them:
+``references`` [n] texts and ``keep`` [], JSON. Inputs are cut so that they keep their special
+tokens, as Hugging Face's tokenizers cut them.
 """
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from peft_jax.errors import InputError
@@ -61,7 +64,7 @@ def register(
     name, the folder, the templates or the vocabulary; the rows are read when they are asked for.
     """
     task = find_task(name, directory=directory, templates=templates, few_shot=few_shot)
-    marked = any(has_markers(template.jinja) for template in task.templates)
+    marked = any(has_markers(getattr(format, "jinja", "")) for format in task.templates)
     vocabulary = load_vocabulary(vocabulary, kind, marked=marked)
     slugs = template_slugs([template.name for template in task.templates])
     seqio_name = seqio_task_name(name)
@@ -118,45 +121,46 @@ def seqio_task(
         rows = task.prompted(split)
         return rows_to_dataset([r for r in rows if template in (None, r.template)])
 
-    tokenize = [seqio.preprocessors.tokenize, end_with_eos]
-    if isinstance(vocabulary, HuggingFaceVocabulary):
-        tokenize = [tokenize_rows(vocabulary, kind)]
+    cached = not isinstance(vocabulary, HuggingFaceVocabulary)
     return seqio.Task(
         name,
-        source=seqio.FunctionDataSource(dataset_fn, splits=SPLITS, caching_permitted=False),
-        preprocessors=[*tokenize, refuse_long_choices],
-        output_features=output_features(vocabulary),
+        source=seqio.FunctionDataSource(dataset_fn, splits=SPLITS, caching_permitted=cached),
+        preprocessors=_preprocessors(task, vocabulary, kind),
+        output_features=output_features(vocabulary, ranks=task.ranks),
         metric_fns=[],
     )
 
 
-def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
+def _preprocessors(task: PromptedTask, vocabulary: seqio.Vocabulary, kind: Kind) -> list:
+    """From texts to tokens; what stands behind the placeholder is done to cached tokens too."""
+    end = [end_with_eos, *([refuse_long_choices] if task.ranks else [])]
+    if isinstance(vocabulary, HuggingFaceVocabulary):
+        # It cuts a text while it reads it, so that there is nothing uncut to be cached.
+        return [tokenize_rows(vocabulary, kind), *end[1:]]
+    choices = [end_choices] if task.ranks else []
+    return [seqio.preprocessors.tokenize, *choices, seqio.CacheDatasetPlaceholder(), *end]
+
+
+def output_features(
+    vocabulary: seqio.Vocabulary, *, ranks: bool = True
+) -> dict[str, seqio.Feature]:
     """The features of a task's rows; see the head of this file."""
     number = seqio.Feature(
         seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=tf.int32, rank=0
     )
-    return {
-        "inputs": seqio.Feature(vocabulary),
-        "targets": seqio.Feature(vocabulary),
-        "choices": seqio.Feature(vocabulary, rank=2),
-        "label": number,
-        "example": number,
-        "template": number,
-    }
+    texts = {"inputs": seqio.Feature(vocabulary), "targets": seqio.Feature(vocabulary)}
+    if ranks:
+        texts |= {"choices": seqio.Feature(vocabulary, rank=2), "label": number}
+    return texts | {"example": number, "template": number}
 
 
-def end_with_eos(
-    ds: tf.data.Dataset,
-    output_features: Mapping[str, seqio.Feature],
-    sequence_length: Mapping | None,
+def end_choices(
+    ds: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
-    """A seqio preprocessor: EOS after inputs and targets, cut to fit first, and after each choice.
+    """A seqio preprocessor: EOS behind every choice, which are never cut, as a dense [c, t].
 
-    Choices become a dense [c, t] array here, filled up with -1, and are never cut.
+    Short choices are filled up with -1.
     """
-    cut = {key: output_features[key] for key in ("inputs", "targets")}
-    lengths = {key: (sequence_length or {}).get(key) for key in cut}
-    ds = seqio.preprocessors.append_eos_after_trim(ds, output_features=cut, sequence_length=lengths)
     ds = seqio.preprocessors.append_eos(ds, {"choices": output_features["choices"]})
     return ds.map(
         lambda features: features | {"choices": features["choices"].to_tensor(PAD)},
@@ -164,19 +168,35 @@ def end_with_eos(
     )
 
 
-def rows_to_dataset(rows: list[PromptedRow]) -> tf.data.Dataset:
-    """Prompted rows as a tf.data dataset of texts and numbers."""
-    counts = [len(row.choices) for row in rows]
-    flat = tf.constant([choice for row in rows for choice in row.choices])
-    numbers = {
-        key: tf.constant([getattr(row, key) for row in rows], tf.int32)
-        for key in ("label", "example", "template")
-    }
-    return tf.data.Dataset.from_tensor_slices(
-        {
-            "inputs": tf.constant([row.input for row in rows]),
-            "targets": tf.constant([row.target for row in rows]),
-            "choices": tf.RaggedTensor.from_row_lengths(flat, counts),
-        }
-        | numbers
+def end_with_eos(
+    ds: tf.data.Dataset,
+    output_features: Mapping[str, seqio.Feature],
+    sequence_length: Mapping | None,
+) -> tf.data.Dataset:
+    """A seqio preprocessor: EOS behind inputs and targets, which are cut first where they must."""
+    cut = {key: output_features[key] for key in ("inputs", "targets")}
+    lengths = {key: (sequence_length or {}).get(key) for key in cut}
+    return seqio.preprocessors.append_eos_after_trim(
+        ds, output_features=cut, sequence_length=lengths
     )
+
+
+def rows_to_dataset(rows: Sequence[PromptedRow]) -> tf.data.Dataset:
+    """Prompted rows as a tf.data dataset of texts and numbers."""
+    ranks = bool(rows) and bool(rows[0].choices)
+    numbers = ("label", "example", "template") if ranks else ("example", "template")
+    columns = {
+        "inputs": tf.constant([row.input for row in rows], tf.string),
+        "targets": tf.constant([row.target for row in rows], tf.string),
+        "keep": tf.constant([json.dumps(dict(row.keep)) for row in rows], tf.string),
+        "references": _ragged_texts([row.references for row in rows]),
+    }
+    if ranks:
+        columns["choices"] = _ragged_texts([row.choices for row in rows])
+    columns |= {key: tf.constant([getattr(row, key) for row in rows], tf.int32) for key in numbers}
+    return tf.data.Dataset.from_tensor_slices(columns)
+
+
+def _ragged_texts(rows: Sequence[Sequence[str]]) -> tf.RaggedTensor:
+    flat = tf.constant([text for row in rows for text in row], tf.string)
+    return tf.RaggedTensor.from_row_lengths(flat, [len(row) for row in rows])

@@ -144,7 +144,8 @@ def tokenize_rows(vocabulary: HuggingFaceVocabulary, kind: Kind) -> Callable:
     """A seqio preprocessor: rows of texts into ids, as ``row_ids`` makes them for a kind of model.
 
     ``inputs`` [s] int32 are cut to the length that is asked for, ``targets`` [t] int32 and every
-    choice, [c, t'] int32 padded with -1, end in EOS; the texts stay beside them as
+    choice, [c, t'] int32 padded with -1, end in EOS (rows of open answers have no ``choices``); the
+    texts stay beside them as
     ``<name>_pretokenized``.
 
     Raises InputError if the vocabulary has no EOS to end an answer with.
@@ -155,7 +156,7 @@ def tokenize_rows(vocabulary: HuggingFaceVocabulary, kind: Kind) -> Callable:
     def tokenize(ds: tf.data.Dataset, sequence_length: Mapping | None) -> tf.data.Dataset:
         limit = (sequence_length or {}).get("inputs")
 
-        def ids_of(text: bytes, target: bytes, choices: np.ndarray) -> tuple[np.ndarray, ...]:
+        def ids_of(text: bytes, target: bytes, choices: Sequence = ()) -> tuple[np.ndarray, ...]:
             answers = [answer.decode() for answer in (target, *choices)]
             ids, (target_ids, *choice_ids) = row_ids(
                 tokenizer, kind, text.decode(), answers, max_input_length=limit
@@ -163,15 +164,17 @@ def tokenize_rows(vocabulary: HuggingFaceVocabulary, kind: Kind) -> Callable:
             return _int32(ids), _int32(target_ids), *_flat(choice_ids)
 
         def convert(features: dict) -> dict:
-            texts = {key: features[key] for key in ("inputs", "targets", "choices")}
+            names = [key for key in ("inputs", "targets", "choices") if key in features]
+            texts = {key: features[key] for key in names}
             inputs, targets, flat, lengths = tf.numpy_function(
                 ids_of, list(texts.values()), (tf.int32,) * 4
             )
             ids = {
                 "inputs": tf.ensure_shape(inputs, [None]),
                 "targets": tf.ensure_shape(targets, [None]),
-                "choices": _ragged(flat, lengths).to_tensor(PAD),
             }
+            if "choices" in texts:
+                ids["choices"] = _ragged(flat, lengths).to_tensor(PAD)
             return features | ids | {f"{key}_pretokenized": text for key, text in texts.items()}
 
         return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
