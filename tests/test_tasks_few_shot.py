@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from peft_jax.errors import InputError
-from peft_jax.tasks.few_shot import draw_few_shot
+from peft_jax.tasks.few_shot import (
+    STYLES,
+    draw,
+    draw_few_shot,
+    fold_positions,
+    folds,
+    train_and_dev,
+)
 from peft_jax.tasks.sources import find_source, read_rows
 
 
@@ -68,3 +75,78 @@ def test_the_global_generator_is_left_alone():
 def test_draws_that_cannot_be_made(shots, seed, per_class, words):
     with pytest.raises(InputError, match=words):
         draw_few_shot([0] * 7 + [1] * 3, shots, seed, per_class=per_class)
+
+
+LABELS = [0] * 40 + [1] * 13 + [2] * 7
+
+
+@pytest.mark.parametrize("shots", [3, 8, 12, 21])
+def test_balanced_draws_have_as_many_of_each_class(shots):
+    drawn = draw(LABELS, "balanced", shots, seed=3)
+    counts = np.bincount([LABELS[i] for i in drawn], minlength=3)
+    assert len(set(drawn)) == len(drawn) == shots
+    assert counts.tolist() == [shots // 3 + (c < shots % 3) for c in range(3)]
+    labels = [LABELS[i] for i in draw(LABELS, "balanced", 21, seed=3)]
+    assert labels != sorted(labels)  # not one class after the other
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_of_one_seed_the_smaller_draw_is_part_of_the_larger(style):
+    small, large = (set(draw(LABELS, style, shots, seed=9)) for shots in (4, 7))
+    assert small < large
+    assert small != set(draw(LABELS, style, 4, seed=10))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_development_rows_come_from_what_does_not_train(style):
+    shots, dev_shots = {"per_class": (3, 2)}.get(style, (10, 6))
+    train, dev = train_and_dev(LABELS, style, shots, seed=1, dev_shots=dev_shots)
+    each = 3 if style == "per_class" else 1
+    assert train == draw(LABELS, style, shots, seed=1)
+    assert (len(set(train)), len(set(dev))) == (shots * each, dev_shots * each)
+    assert not set(train) & set(dev)
+    if style == "balanced":
+        assert np.bincount([LABELS[i] for i in dev]).tolist() == [2, 2, 2]
+    with pytest.raises(InputError, match="shots cannot be drawn"):
+        train_and_dev(LABELS, "tfew", 31, seed=1)
+
+
+@pytest.mark.parametrize("k", [2, 5, len(LABELS)])
+def test_folds_hold_every_row_out_once(k):
+    parts = folds(LABELS, k, seed=4)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(LABELS)))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    per_class = np.array([np.bincount(np.array(LABELS)[p], minlength=3) for p in parts])
+    assert (per_class.max(axis=0) - per_class.min(axis=0) <= 1).all()
+    for fold, part in enumerate(parts):
+        train, held_out = fold_positions(LABELS, k, fold, seed=4)
+        np.testing.assert_array_equal(held_out, part)
+        assert sorted([*train, *held_out]) == list(range(len(LABELS)))
+    if k < len(LABELS):
+        assert any((a != b).any() for a, b in zip(parts, folds(LABELS, k, seed=5), strict=True))
+
+
+def test_folds_without_strata_are_a_shuffle():
+    counts = [np.bincount(np.array(LABELS)[p], minlength=3)[0] for p in folds(LABELS, 5, 0)]
+    assert counts == [8] * 5
+    shuffled = folds(LABELS, 5, 0, stratified=False)
+    assert [len(p) for p in shuffled] == [12] * 5
+    assert [np.bincount(np.array(LABELS)[p], minlength=3)[0] for p in shuffled] != counts
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: draw(LABELS, "ballanced", 4, 0), "'ballanced' is not known.*balanced"),
+        (lambda: draw(LABELS, "balanced", 2, 0), "2 balanced shots cannot be drawn of 3 classes"),
+        (lambda: draw(LABELS, "balanced", 30, 0), "label 2 has 7 examples"),
+        (lambda: folds(LABELS, 1, 0), "1 folds of 60"),
+        (lambda: folds(LABELS, 61, 0), "give 2 to 60"),
+        (lambda: folds(LABELS, 5, -1), "seed -1"),
+        (lambda: fold_positions(LABELS, 5, 5, 0), "fold 5 of 5 is not there: give 0 to 4"),
+    ],
+)
+def test_what_cannot_be_drawn_or_dealt(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
