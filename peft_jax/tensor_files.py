@@ -48,11 +48,14 @@ class StoredTensor(NamedTuple):
       shape: of the array.
       dtype: of the array.
       read: reads it; ``jax.device_put`` of what it returns makes no copy on a CPU.
+      map: gives it without reading it: a read-only array whose pages come from the file when they
+        are looked at, and which are no memory of this process. The file must stay as it is.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    map: Callable[[], np.ndarray]
 
 
 # --------------------------------------------------------------------------------------------
@@ -105,7 +108,15 @@ def open_tensors(path: str | Path) -> dict[str, StoredTensor]:
     Raises:
       InputError: there is no such file, or it is damaged or cut short.
     """
-    path = Path(path)
+    return _open(Path(path))[1]
+
+
+def open_with_metadata(path: str | Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
+    """The strings of a file's header, and what :func:`open_tensors` gives; raises as it does."""
+    return _open(Path(path))
+
+
+def _open(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -113,8 +124,8 @@ def open_tensors(path: str | Path) -> dict[str, StoredTensor]:
             if not 2 <= length <= size - 8:
                 raise ValueError("its header does not fit into it")
             header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        return {n: _entry(path, e, 8 + length, size) for n, e in header.items()}
+        metadata = header.pop("__metadata__", None) or {}
+        return metadata, {n: _entry(path, e, 8 + length, size) for n, e in header.items()}
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except OSError as error:
@@ -141,7 +152,12 @@ def _entry(path: Path, entry: dict[str, Any], data: int, size: int) -> StoredTen
             _fill(file, array.reshape(-1).view(np.uint8), path)
         return array
 
-    return StoredTensor(shape, dtype, read)
+    def map_it() -> np.ndarray:
+        if start == end:  # nothing can be mapped
+            return np.empty(shape, dtype)
+        return np.memmap(path, dtype, "r", data + start, shape)
+
+    return StoredTensor(shape, dtype, read, map_it)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from peft_jax.errors import InputError
-from peft_jax.tensor_files import open_tensors, write_tensors
+from peft_jax.tensor_files import open_tensors, open_with_metadata, write_tensors
 
 DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 
@@ -106,3 +106,14 @@ def test_a_missing_file_and_a_foreign_dtype_are_named(tmp_path):
     with pytest.raises(InputError, match="tensor x has dtype complex64"):
         write_tensors(tmp_path / "b.safetensors", {"x": np.ones(2, np.complex64)})
     assert not list(tmp_path.iterdir())
+
+
+def test_mapped_tensors_are_those_that_are_read(tmp_path):
+    write_tensors(tmp_path / "a.safetensors", arrays(), {"made by": "a test"})
+    metadata, found = open_with_metadata(tmp_path / "a.safetensors")
+    assert metadata == {"made by": "a test"}
+    for name, stored in found.items():
+        mapped = stored.map()
+        assert mapped.dtype == stored.dtype
+        np.testing.assert_array_equal(mapped, stored.read(), err_msg=name)
+        assert not (mapped.size and mapped.flags.writeable)

@@ -1,0 +1,95 @@
+"""What prepared examples of every kind share: which rows belong to which example and template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from peft_jax.errors import InputError
+
+
+class ExampleRows:
+    """Rows of examples under templates; a base of ``TextExamples``.
+
+    Rows of one example need not stand together, and a template may skip an example.
+
+    Attributes:
+        task: the name of the task.
+        template_names: the templates; ``template`` indexes this tuple.
+        example: [R] int32, the example's position in its split, before any few-shot draw.
+        template: [R] int32.
+    """
+
+    task: str
+    template_names: tuple[str, ...]
+    example: np.ndarray
+    template: np.ndarray
+
+    @property
+    def example_ids(self) -> np.ndarray:
+        """[num_examples] int32: the distinct values of ``example``, in order of appearance."""
+        ids, first = np.unique(self.example, return_index=True)
+        return ids[np.argsort(first)]
+
+    @property
+    def num_examples(self) -> int:
+        """The number of distinct examples."""
+        return len(np.unique(self.example))
+
+    @property
+    def num_templates(self) -> int:
+        """The number of templates."""
+        return len(self.template_names)
+
+    def select(
+        self,
+        examples: Sequence[int] | slice | None,
+        templates: Sequence[int | str] | None,
+    ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+        """The rows of some examples under some templates.
+
+        Args:
+            examples: positions among `example_ids` (0 ... num_examples - 1), or a slice of them.
+            templates: names or indices of templates, renumbered in this order.
+
+        Returns the rows' indices in their present order [r] int64, the templates' names, and the
+        rows' new ``template`` [r] int32. Raises InputError for a position, name or index that is
+        not there, and for a template named twice.
+        """
+        keep = np.ones(len(self.example), bool)
+        if examples is not None:
+            keep &= np.isin(self.example, self._ids_at(examples))
+        names, column = self.template_names, np.asarray(self.template)
+        if templates is not None:
+            chosen = [self._template_index(t) for t in templates]
+            if len(set(chosen)) != len(chosen):
+                raise InputError(f"{self.task}: a template is named twice in {list(templates)}")
+            keep &= np.isin(self.template, chosen)
+            renumber = np.full(self.num_templates, -1, np.int32)
+            renumber[chosen] = np.arange(len(chosen), dtype=np.int32)
+            names, column = tuple(self.template_names[i] for i in chosen), renumber[column]
+        rows = np.flatnonzero(keep)
+        return rows, names, column[rows]
+
+    def _ids_at(self, positions: Sequence[int] | slice) -> np.ndarray:
+        ids = self.example_ids
+        if isinstance(positions, slice):
+            return ids[positions]
+        wanted = np.asarray(positions, np.int64)
+        outside = wanted[(wanted < 0) | (wanted >= len(ids))]
+        if outside.size:
+            raise InputError(
+                f"{self.task}: example {outside[0]} was asked for, there are {len(ids)} "
+                f"(0 to {len(ids) - 1})"
+            )
+        return ids[wanted]
+
+    def _template_index(self, template: int | str) -> int:
+        if isinstance(template, str):
+            if template in self.template_names:
+                return self.template_names.index(template)
+        elif 0 <= template < self.num_templates:
+            return int(template)
+        names = ", ".join(f"{i}: {name}" for i, name in enumerate(self.template_names))
+        raise InputError(f"{self.task} has no template {template!r}; it has {names}")
