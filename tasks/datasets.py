@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from peft_jax.errors import InputError
+from peft_jax.tasks.held_out import HeldOut
 
 Expand = Callable[[dict], list[dict]]
 
@@ -39,6 +40,8 @@ class Dataset:
             and answers in a passage), before anything is checked; None: each is one.
         sizes: published numbers of rows, by the source's splits.
         download: where the files are had, in one line.
+        held_out: the part of train that stands for validation where there is no file for it; None:
+            a missing file is an error.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Dataset:
     expand: Expand | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     download: str = ""
+    held_out: HeldOut | None = None
 
     def normalise(self, row: Mapping, position: int, where: str) -> dict:
         """A row of either source -> promptsource's fields, an int ``label`` and an int ``idx``.

@@ -1,75 +1,269 @@
-"""Rows of a dataset: from a folder of JSONL files, or from TensorFlow Datasets.
+"""Rows of a dataset: from a folder of files, or from TensorFlow Datasets.
 
-Whatever the source, a row comes back with promptsource's field names, an int ``label`` and an int
-``idx``, in the dataset's official order. Everything that can be wrong with a file is found here,
-before anything is tokenised or trained, and is told with the file, the line and the field.
+Whatever the source, a row comes back with promptsource's field names and an ``idx``, and with an
+int ``label`` where the dataset has labels, in the dataset's official order. Everything that can be
+wrong with a file is found here, before anything is tokenised or trained, and is told with the file,
+the line and the field.
+
+A dataset's folder stands below the data directory under any of its names (see `places`), or is that
+directory itself. Its splits are files of the kinds of `peft_jax.tasks.files`, in the folder itself,
+in ``data/``, or in a folder named like the dataset's configuration::
+
+    train.jsonl                            one file
+    data/train-00000-of-00003.parquet      shards, as on the Hugging Face hub
+    rte/train/0000.parquet                 a folder of shards, as the hub converts them
+
+Validation may be called validation, dev, valid, val or development.
 """
 
-import json
+import itertools
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from peft_jax.errors import InputError
 from peft_jax.tasks.datasets import DATASETS, Dataset, find_dataset
+from peft_jax.tasks.files import ENDINGS, class_names, ending_of, is_typed, read_file, stem_of
+from peft_jax.tasks.held_out import held_out_positions
+from peft_jax.tasks.row_report import BadRow, Row, RowReport, Source
 
-_LABEL_FIELDS = ("label", "category", "Label")
-_LABEL_FILES = ("labels.json", "categories.json")
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "dev", "valid", "val", "development"),
+    "test": ("test", "testing"),
+}
+"""Our splits, and how their files may be called."""
+
+# Folders inside a dataset's own where the hub keeps files of the only configuration.
+_USUAL_FOLDERS = ("data", "default", "plain_text")
+# Kinds of files that hold data under whatever name; texts and JSON hold other things too.
+_DATA_ONLY = ("jsonl", "csv", "tsv", "parquet")
+_SHARD = re.compile(r"[-.](?P<number>\d+)(?:-of-(?P<count>\d+))?(?:-[0-9a-f]{8,})?")
+# How TFDS nests the place of a row, from the outer part to the inner.
+_NESTED_INDEX = ("paragraph", "passage", "question", "query", "answer")
 
 
+# --------------------------------------------------------------------------------------------
+# Folders
+# --------------------------------------------------------------------------------------------
 def find_source(wanted: str | Dataset, directory: str | Path | None) -> tuple[Dataset, Path | None]:
-    """The dataset that is wanted, and its folder of JSONL files (None: TFDS).
+    """The dataset that is wanted, and its folder of files (None: TFDS).
 
     Args:
         wanted: a dataset, or the name of one, or of a folder of the user's own.
-        directory: the folder itself, or one that holds a folder called as the dataset (``rte`` or
-            ``superglue_rte``); None to read a dataset of the table from TFDS.
+        directory: the folder itself, or one that holds a folder called as the dataset (``rte``,
+            ``superglue_rte``, ``super_glue/rte``); for somebody's own data also one file. None to
+            read a dataset from TFDS.
 
     Raises InputError if there is no such dataset or folder.
     """
     dataset = wanted if isinstance(wanted, Dataset) else find_dataset(wanted)
-    name = wanted.name if isinstance(wanted, Dataset) else wanted
     if directory is None:
         if dataset is None:
             raise InputError(
-                f"task {name!r} is not known: give --data.directory with a folder that holds "
-                f"train.jsonl, validation.jsonl and templates.yaml, or one of the known tasks "
+                f"task {wanted!r} is not known: give --data.directory with a folder that holds "
+                "train.jsonl and templates.yaml or task.yaml, or one of the known tasks "
                 + ", ".join(DATASETS)
             )
+        if dataset.tfds is None:
+            raise InputError(
+                f"{dataset.name} is not in TFDS: give --data.directory with "
+                + wanted_files(dataset)
+            )
         return dataset, None
+    if dataset is not None:
+        return dataset, find_folder(dataset, directory)
+    from peft_jax.tasks.own_folder import folder_dataset
+
+    folder = find_folder(Dataset(name=str(wanted), fields=()), directory)
+    return folder_dataset(str(wanted), folder), folder
+
+
+def find_folder(dataset: Dataset, directory: str | Path) -> Path:
+    """The folder of a dataset's files at or below a directory, or the file that is given itself.
+
+    Raises InputError, with what was looked for and where it is had, if there is none.
+    """
     directory = Path(directory)
+    if directory.is_file() and ending_of(directory) is not None:
+        return directory
     if not directory.is_dir():
         raise InputError(f"--data.directory {directory} is not a folder")
-    names = [name] if dataset is None else [dataset.folder, dataset.name, name]
-    candidates = [directory / candidate for candidate in names] + [directory]
+    candidates = places(dataset, directory)
     for folder in candidates:
-        if any(folder.glob("*.jsonl")):
-            return dataset or _dataset_of_folder(name, folder), folder
+        if _holds_data(dataset, folder):
+            return folder
     raise InputError(
-        f"no JSONL files for task {name!r}: looked for train.jsonl in "
+        f"no data files for task {dataset.name!r}: wanted is {wanted_files(dataset)}; looked in "
         + ", ".join(map(str, candidates))
     )
 
 
-def read_rows(dataset: Dataset, split: str, folder: Path | None) -> list[dict]:
+def places(dataset: Dataset, directory: Path) -> list[Path]:
+    """Where a dataset's folder may be, the likeliest first, the directory itself last.
+
+    The names are `Dataset.folder`, `Dataset.name`, and those of the hub and of TFDS, whose slash
+    may be a folder, two or three underscores (as the hub's own tools write it), or one.
+    """
+    names = [dataset.folder, dataset.name]
+    for published in (dataset.hub, dataset.tfds):
+        names += [(published or "").replace("/", mark) for mark in ("/", "__", "___", "_")]
+    return [directory / name for name in dict.fromkeys(names) if name] + [directory]
+
+
+def wanted_files(dataset: Dataset) -> str:
+    """Which files a dataset is read from, and where they are had, in one line."""
+    folder = dataset.folder or dataset.name
+    split = dataset.splits.get("train", "train")
+    line = f"{folder}/{split}.jsonl (or {', '.join(ENDINGS[1:])}, each also .gz)"
+    return f"{line}; {dataset.download}" if dataset.download else line
+
+
+def splits_of(dataset: Dataset, folder: Path) -> tuple[str, ...]:
+    """Those of train, validation, test and the dataset's own splits whose files are there."""
+    ours = dict.fromkeys([*SPLIT_NAMES, *dataset.splits])
+    return tuple(split for split in ours if _find_files(dataset, folder, split))
+
+
+def _holds_data(dataset: Dataset, folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    if splits_of(dataset, folder):
+        return True
+    return any(ending_of(file) in _DATA_ONLY for file in folder.iterdir() if file.is_file())
+
+
+# --------------------------------------------------------------------------------------------
+# Files
+# --------------------------------------------------------------------------------------------
+def split_files(dataset: Dataset, folder: Path, split: str) -> list[Path]:
+    """The files of a split, shards in order.
+
+    Args:
+        folder: of the dataset, or the one file that it is, which then is its "train".
+
+    Raises InputError, with what is there, if there is none; for a shard that is missing; and if the
+    split is there twice, as train.csv and as train.jsonl.
+    """
+    found = _find_files(dataset, folder, split)
+    if not found:
+        stems = _stems(dataset, split)
+        others = f" nor is it called {', '.join(stems[1:])}," if stems[1:] else ""
+        there = [folder] if folder.is_file() else sorted(_data_files(folder))
+        raise InputError(
+            f"{folder / stems[0]}.jsonl does not exist,{others} nor is there one of "
+            f"{', '.join(ENDINGS[1:])}; the files there: "
+            + (", ".join(file.name for file in there) or "none")
+            + (f"; {dataset.download}" if dataset.download else "")
+        )
+    return found
+
+
+def _find_files(dataset: Dataset, folder: Path, split: str) -> list[Path]:
+    if folder.is_file():
+        return [folder] if split == "train" else []
+    published = [name for name in (dataset.hub, dataset.tfds) if name]
+    configurations = [name.rpartition("/")[2] for name in published if "/" in name]
+    inner = dict.fromkeys(["", *configurations, *_USUAL_FOLDERS])
+    for stem in _stems(dataset, split):
+        for place in (folder / name for name in inner):
+            found = _files_of(place, stem)
+            if found:
+                return found
+    return []
+
+
+def _stems(dataset: Dataset, split: str) -> list[str]:
+    """How the files of a split may be called: as in the source, as we call it, and its aliases."""
+    stems = []
+    for name in (dataset.splits.get(split), split):
+        if name is None:
+            continue
+        first, rest = re.fullmatch(r"([a-z]*)(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+        known = first in SPLIT_NAMES and (not rest or rest[0] in "_-.")
+        stems += [name, *(other + rest for other in SPLIT_NAMES[first])] if known else [name]
+    return list(dict.fromkeys(stems))
+
+
+def _files_of(place: Path, stem: str) -> list[Path]:
+    """The files of one stem in one folder: a file, its shards, or a folder of files."""
+    place, stem = (place / stem).parent, Path(stem).name
+    inside = sorted(_data_files(place / stem))
+    if inside:
+        kinds = sorted({str(ending_of(file)) for file in inside})
+        if len(kinds) > 1:
+            raise InputError(f"{place / stem} holds files of several kinds: {', '.join(kinds)}")
+        return inside
+    whole, shards = [], []
+    for file in _data_files(place):
+        name = stem_of(file)
+        if name.lower() == stem.lower():
+            whole.append(file)
+        elif name.startswith(stem) and (match := _SHARD.fullmatch(name[len(stem) :])):
+            shards.append((int(match["number"]), match["count"], file))
+    shards.sort(key=lambda shard: (shard[0], shard[2].name))
+    if len(whole) > 1 or (whole and shards) or len({ending_of(shard[2]) for shard in shards}) > 1:
+        names = sorted(file.name for file in (*whole, *(shard[2] for shard in shards)))
+        raise InputError(
+            f"{place} holds {stem} more than once ({', '.join(names[:4])}): leave one there"
+        )
+    _refuse_missing_shards(shards)
+    return whole or [file for _, _, file in shards]
+
+
+def _refuse_missing_shards(shards: list[tuple[int, str | None, Path]]) -> None:
+    counts = {int(count) for _, count, _ in shards if count is not None}
+    if len(counts) > 1:
+        raise InputError(
+            f"{shards[0][2].parent} holds shards of several copies: "
+            + ", ".join(file.name for _, _, file in shards)
+        )
+    if counts:
+        missing = sorted(set(range(counts.pop())) - {number for number, _, _ in shards})
+        if missing:
+            raise InputError(f"shard {missing[0]} is missing beside {shards[0][2]}")
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Files of the kinds that are read, without hidden ones."""
+    if not folder.is_dir():
+        return []
+    return [
+        file
+        for file in folder.iterdir()
+        if not file.name.startswith(".") and ending_of(file) is not None and file.is_file()
+    ]
+
+
+# --------------------------------------------------------------------------------------------
+# Rows
+# --------------------------------------------------------------------------------------------
+def read_rows(
+    dataset: Dataset, split: str, folder: Path | None, report: RowReport | None = None
+) -> list[dict]:
     """All rows of a split, normalised (see `Dataset.normalise`), in the dataset's order.
+
+    Args:
+        split: "train", "validation", "test", or the stem of another file there. Where there is no
+            file for validation and the dataset says so (`Dataset.held_out`), a part of train is
+            held out for it.
+        folder: as `find_source` gives it.
+        report: whether bad rows are skipped, and what is told of them; None: they are errors.
 
     Raises InputError for a split that is missing, empty, or has one label only, and for a row that
     is not valid.
     """
-    if folder is not None:
-        file = _split_file(folder, split)
-        source = str(file)
-        rows = [
-            dataset.normalise(row, position, f"{file}:{line}")
-            for position, (line, row) in enumerate(read_jsonl(file))
-        ]
+    report = report or RowReport()
+    if folder is not None and _is_held_out(dataset, split, folder):
+        source, rows = f"{folder} ({split})", _part_of_train(dataset, split, folder, report)
     else:
-        source = f"TFDS {dataset.tfds} ({split})"
-        rows = [
-            dataset.normalise(row, position, f"{source}, row {position}")
-            for position, row in enumerate(_tfds_rows(dataset, split))
-        ]
+        source = _source(dataset, split, folder)
+        rows = list(stream_rows(dataset, split, folder, report))
+    if folder is None:
         # TFDS stores its files shuffled; T-Few's draws are made on the official order.
-        rows.sort(key=lambda row: row["idx"])
+        rows.sort(key=lambda row: _place_in_order(row["idx"]))
     if not rows:
         raise InputError(f"{source} is empty: {dataset.name} needs rows")
     labels = {row["label"] for row in rows} if dataset.label_field is not None else set()
@@ -81,99 +275,155 @@ def read_rows(dataset: Dataset, split: str, folder: Path | None) -> list[dict]:
     return rows
 
 
-def read_jsonl(file: Path) -> list[tuple[int, dict]]:
-    """The objects of a JSONL file, each with its line number; blank lines are passed over.
+def stream_rows(
+    dataset: Dataset, split: str, folder: Path | None, report: RowReport | None = None
+) -> Iterator[Row]:
+    """The rows of a split's files one after the other, for files that are larger than memory.
 
-    Raises InputError for a file that cannot be read and for a line that is not a JSON object.
+    As `read_rows`, but in the order in which the source stores them, with nothing held out and
+    nothing said of the split as a whole.
     """
-    rows = []
+    report = report or RowReport()
+    positions = itertools.count()
+    if folder is None:
+        sources = {_source(dataset, split, None): _tfds_rows(dataset, split)}
+    else:
+        files = split_files(dataset, folder, split)
+        sources = {str(file): _file_rows(dataset, file) for file in files}
+    for name, rows in sources.items():
+        yield from _normalised(dataset, rows, report.source(name), positions)
+
+
+def _source(dataset: Dataset, split: str, folder: Path | None) -> str:
+    if folder is None:
+        return f"TFDS {dataset.tfds} ({dataset.splits.get(split, split)})"
+    files = split_files(dataset, folder, split)
+    return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+
+
+def _normalised(
+    dataset: Dataset, rows: Iterator[Row | BadRow], counted: Source, positions: Iterator[int]
+) -> Iterator[Row]:
+    """Rows as a source has them -> as the task reads them; bad ones are counted, or raised."""
+    for row in rows:
+        counted.seen()
+        try:
+            if isinstance(row, BadRow):
+                next(positions)
+                raise row
+            made = [
+                Row(dataset.normalise(part, position, row.where), row.where)
+                for part, position in zip(_expanded(dataset, row), positions, strict=False)
+            ]
+        except InputError as error:
+            counted.bad(error if isinstance(error, BadRow) else BadRow(str(error)))
+            made = []
+        yield from made
+    counted.refuse_if_none_is_left()
+
+
+def _expanded(dataset: Dataset, row: Row) -> list[dict]:
+    if dataset.expand is None:
+        return [row]
     try:
-        with open(file, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    rows.append((number, _json_object(line, f"{file}:{number}")))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text: {error.reason}") from error
-    return rows
+        return dataset.expand(row)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise BadRow(f"{row.where}: {error}") from error
+        raise BadRow(
+            f"{row.where}: the row is not laid out as {dataset.name}'s are "
+            f"({type(error).__name__}: {error}); it has " + ", ".join(row)
+        ) from error
 
 
-def _json_object(line: str, where: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON: {error.msg} (column {error.colno})") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: a JSON object is needed, not {type(row).__name__}")
-    return row
-
-
-def _split_file(folder: Path, split: str) -> Path:
-    file = folder / f"{split}.jsonl"
-    if not file.is_file():
-        present = ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "none"
-        raise InputError(f"{file} does not exist; the JSONL files there: {present}")
-    return file
-
-
-def _dataset_of_folder(name: str, folder: Path) -> Dataset:
-    """What a user's own folder says about itself.
-
-    The label stands in the field ``label`` (or ``category``). Its names are those of labels.json
-    (or categories.json), a list in order; without one, the strings found in the training file
-    (validation.jsonl, if there is only that), sorted, or integers.
-    """
-    only_validation = not (folder / "train.jsonl").is_file()
-    file = _split_file(folder, "validation" if only_validation else "train")
-    rows = read_jsonl(file)
-    if not rows:
-        raise InputError(f"{file} is empty: {name} needs labelled rows")
-    first = rows[0][1]
-    field = next((field for field in _LABEL_FIELDS if field in first), None)
-    if field is None:
-        raise InputError(
-            f"{file}:{rows[0][0]}: field 'label' is missing; the row has " + ", ".join(first)
-        )
-    names = _label_names(folder)
-    if names is None and all(isinstance(row.get(field), str) for _, row in rows):
-        names = tuple(sorted({row[field] for _, row in rows}))
-    return Dataset(
-        name=name,
-        fields=tuple(key for key in first if key != field),
-        labels=names or (),
-        label_field=field,
-        named_labels=names is not None,
+def _is_held_out(dataset: Dataset, split: str, folder: Path) -> bool:
+    return (
+        dataset.held_out is not None
+        and split in ("train", "validation")
+        and not _find_files(dataset, folder, "validation")
     )
 
 
-def _label_names(folder: Path) -> tuple[str, ...] | None:
-    for file in (folder / name for name in _LABEL_FILES):
-        if file.is_file():
-            try:
-                names = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise InputError(f"{file} is not a JSON list of label names: {error}") from error
-            if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-                raise InputError(f"{file} is not a JSON list of label names")
-            if len(set(names)) < max(2, len(names)):
-                raise InputError(f"{file} must list at least two different label names, each once")
-            return tuple(names)
-    return None
-
-
-def _tfds_rows(dataset: Dataset, split: str):
-    """The rows of a TFDS split as dicts of bytes and numpy scalars."""
-    advice = (
-        f"{dataset.name} cannot be read from TFDS ({dataset.tfds}, {split}): {{}}. Give "
-        "--data.directory with a folder of JSONL files instead, or make TFDS reachable "
-        "(network, or TFDS_DATA_DIR with a prepared copy)"
+def _part_of_train(dataset: Dataset, split: str, folder: Path, report: RowReport) -> list[dict]:
+    rows = list(stream_rows(dataset, "train", folder, report))
+    rule = dataset.held_out
+    if not rows or rule is None:
+        return rows
+    held = held_out_positions(rows, dataset.fields, rule)
+    report.note(
+        f"{dataset.name} has no file for validation: {len(held):,} of {len(rows):,} rows of train "
+        f"are held out for it, and not trained on (held_out {rule.share:g} of each class, seed "
+        f"{rule.seed})"
     )
+    return [row for i, row in enumerate(rows) if (i in held) == (split == "validation")]
+
+
+def _file_rows(dataset: Dataset, file: Path) -> Iterator[Row | BadRow]:
+    """A file's rows with labels of the type and in the order that the dataset means."""
+    field = dataset.label_field
+    names = None if field is None else class_names(file, field)
+    renumbered = names is not None and names != dataset.labels and set(names) == set(dataset.labels)
+    for row in read_file(file):
+        if not isinstance(row, BadRow) and field in row:
+            if not is_typed(file):
+                row[field] = typed_label(row[field], dataset.labels)
+            elif renumbered and isinstance(row[field], int) and 0 <= row[field] < len(names or ()):
+                row[field] = (names or ())[row[field]]
+        yield row
+
+
+def typed_label(text: str, labels: tuple[str, ...]) -> str | int | bool:
+    """What a label means that CSV wrote as text: a name, else a number or a truth value."""
+    if text in labels:
+        return text
+    if re.fullmatch(r"\s*-?\d+\s*", text):
+        return int(text)
+    truth = {"true": True, "false": False}
+    return truth.get(text.strip().lower(), text)
+
+
+# --------------------------------------------------------------------------------------------
+# TensorFlow Datasets
+# --------------------------------------------------------------------------------------------
+def _tfds_rows(dataset: Dataset, split: str) -> Iterator[Row]:
+    """The rows of a TFDS split as plain Python values."""
+    split = dataset.splits.get(split, split)
     try:
         import tensorflow_datasets as tfds
 
         loaded = tfds.load(dataset.tfds, split=split, shuffle_files=False, batch_size=None)
-        return list(tfds.as_numpy(loaded))
+        rows = iter(tfds.as_numpy(loaded))
+        first = next(rows, None)
     except Exception as error:  # TFDS fails in many ways, and all mean the same to the user
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(advice.format(first_line)) from error
+        raise InputError(
+            f"{dataset.name} cannot be read from TFDS ({dataset.tfds}, {split}): {first_line}. "
+            f"Give --data.directory with {wanted_files(dataset)} instead, or make TFDS reachable "
+            "(network, or TFDS_DATA_DIR with a prepared copy)"
+        ) from error
+    number = 0
+    while first is not None:
+        number += 1
+        yield Row(_plain(first), f"TFDS {dataset.tfds} ({split}), row {number}")
+        first = next(rows, None)
+
+
+def _plain(value):
+    """TFDS's bytes as text, numpy's numbers and arrays as Python's, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _place_in_order(index):
+    """What a row's ``idx`` is sorted by; SuperGLUE nests those of MultiRC and ReCoRD."""
+    if not isinstance(index, Mapping):
+        return index
+    known = [index[name] for name in _NESTED_INDEX if name in index]
+    return known or list(index.values())

@@ -89,7 +89,7 @@ def test_bytes_that_are_not_text(tmp_path):
 def test_places_that_are_not_there(tmp_path):
     with pytest.raises(InputError, match="not a folder"):
         find_source("rte", tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no JSONL files for task 'rte'"):
+    with pytest.raises(InputError, match="no data files for task 'rte'"):
         find_source("rte", tmp_path)
     with pytest.raises(InputError, match="'mine' is not known"):
         find_source("mine", None)
