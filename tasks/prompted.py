@@ -17,6 +17,7 @@ from peft_jax.tasks.catalogue import TaskDefinition, find_definition
 from peft_jax.tasks.datasets import Dataset
 from peft_jax.tasks.few_shot import draw_few_shot
 from peft_jax.tasks.prompts import Format, Rendered, Template, load_templates
+from peft_jax.tasks.row_report import BadRow, OnBadRow, RowReport
 from peft_jax.tasks.sources import find_source, read_rows
 
 EMBEDDED_PREFIX = "embedded_"
@@ -68,6 +69,7 @@ class PromptedTask:
         read: split -> its rows.
         few_shot: the draw that stands for one of the splits, or None for all of it.
         definition: the table's entry, with the metrics; for a user's folder one made of it.
+        report: whether bad rows are errors or skipped, and what is to be told of the rows.
     """
 
     name: str
@@ -76,6 +78,7 @@ class PromptedTask:
     read: Callable[[str], list[dict]]
     few_shot: FewShot | None = None
     definition: TaskDefinition | None = None
+    report: RowReport = field(default_factory=RowReport, repr=False, compare=False)
     _rendered: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -129,15 +132,25 @@ class PromptedTask:
             track: wraps the examples as they are gone through, for a progress bar.
 
         Raises InputError for what is wrong with the files or with a template, and if no template
-        applies to any row.
+        applies to any row. A row that a template cannot render is skipped and counted where
+        ``report`` says so.
         """
         if split not in self._rendered:
-            rows = [
-                prompted
-                for position, row in track(self.rows(split))
-                for index, template in enumerate(self.templates)
-                for prompted in self._render(position, row, index, template)
+            counters = [
+                self.report.source(f"{self.name} {split} under {template.name!r}", "examples")
+                for template in self.templates
             ]
+            rows: list[PromptedRow] = []
+            for position, row in track(self.rows(split)):
+                for index, template in enumerate(self.templates):
+                    counters[index].seen()
+                    try:
+                        rows += list(self._render(position, row, index, template))
+                    except InputError as error:
+                        where = getattr(row, "where", f"example {position}")
+                        counters[index].bad(BadRow(f"{where}: {error}"))
+            for counter in counters:
+                counter.refuse_if_none_is_left()
             if not rows:
                 raise InputError(f"no template of {self.name} applies to any row of its {split}")
             self._rendered[split] = rows
@@ -198,18 +211,21 @@ def find_task(
     directory: str | Path | None = None,
     templates: str | Path | None = None,
     few_shot: FewShot | None = None,
+    on_bad_row: OnBadRow = "error",
 ) -> PromptedTask:
     """The task that a name means.
 
     Args:
         name: a task of the catalogue ("rte", "super_glue_rte", "e2e_nlg" ...), an embedded task
             ("embedded_entailment"), or the name of a user's own folder.
-        directory: where its JSONL files lie (see `find_source`); None for TFDS.
+        directory: where its files lie (see `find_source`); None for TFDS.
         templates: a templates file, a folder with templates.yaml, or a promptsource collection, in
             place of the task's own form. None: that form, which for a task of promptsource's
             templates is templates.yaml in the data's folder, else the promptsource_templates folder
             beside it, else the templates that come with peft_jax.
         few_shot: the draw that stands for one of the splits.
+        on_bad_row: "skip" leaves out rows that cannot be read or rendered, and counts them:
+            ``task.report.lines()`` tells. "error": the first of them raises.
 
     Raises InputError if there is no such task, or no template for rank classification.
     """
@@ -223,11 +239,14 @@ def find_task(
         file = _templates_file(dataset, templates, folder, directory)
         formats = chosen_templates(ranking_templates(file, dataset), definition.templates, file)
     # The files are read once, however many splits and templates are asked for.
-    read = functools.cache(lambda split: read_rows(dataset, split, folder))
-    return PromptedTask(name, dataset, formats, read, few_shot, definition)
+    report = RowReport(on_bad_row)
+    read = functools.cache(lambda split: read_rows(dataset, split, folder, report))
+    return PromptedTask(name, dataset, formats, read, few_shot, definition, report)
 
 
-def find_rows(name: str, *, directory: str | Path | None = None) -> PromptedTask:
+def find_rows(
+    name: str, *, directory: str | Path | None = None, on_bad_row: OnBadRow = "error"
+) -> PromptedTask:
     """The task that a name means, without templates: only its rows are wanted.
 
     Args: as in `find_task`.
@@ -238,8 +257,9 @@ def find_rows(name: str, *, directory: str | Path | None = None) -> PromptedTask
         return replace(_embedded_task(name, None, None), templates=())
     definition = find_definition(name, directory)
     dataset, folder = find_source(name if definition is None else definition.dataset, directory)
-    read = functools.cache(lambda split: read_rows(dataset, split, folder))
-    return PromptedTask(name, dataset, (), read, definition=definition)
+    report = RowReport(on_bad_row)
+    read = functools.cache(lambda split: read_rows(dataset, split, folder, report))
+    return PromptedTask(name, dataset, (), read, definition=definition, report=report)
 
 
 def ranking_templates(file: str | Path, dataset: Dataset) -> tuple[Template, ...]:
