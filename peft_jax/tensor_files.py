@@ -49,13 +49,14 @@ class StoredTensor(NamedTuple):
       dtype: of the array.
       read: reads it; ``jax.device_put`` of what it returns makes no copy on a CPU.
       map: gives it without reading it: a read-only array whose pages come from the file when they
-        are looked at, and which are no memory of this process. The file must stay as it is.
+        are looked at, and which are no memory of this process. The file must stay as it is. None
+        where the file's format does not allow it.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
-    map: Callable[[], np.ndarray]
+    map: Callable[[], np.ndarray] | None = None
 
 
 # --------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def _check_leaves(folder: Path, config: Config, stored: dict[str, StoredTensor])
     for path, spec in specs.items():
         if path not in stored:
             raise InputError(f"{folder}: leaf {path} is missing; {tree.nearest(path, stored)}")
-        shape, dtype, _ = stored[path]
+        shape, dtype = stored[path][:2]
         if shape != spec.shape:
             raise InputError(
                 f"{folder}: leaf {path} has shape {shape}; {CONFIG} asks for {spec.shape}"

@@ -183,7 +183,7 @@ def _check_tensors(
         wanted = _tensor_shape(config, rule, layout)
         for name in _names(config, rule, layout):
             known.add(name)
-            shape, dtype, _ = _tensor(path, tensors, name)
+            shape, dtype = _tensor(path, tensors, name)[:2]
             if shape != wanted:
                 raise InputError(
                     f"{path}: tensor {name} has shape {shape}; the other tensors ask for {wanted}"
