@@ -18,7 +18,11 @@ from peft_jax.errors import InputError
 from peft_jax.tasks.datasets import ALIASES, DATASETS, Dataset
 from peft_jax.tasks.prompts import Format
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (
+    "table_to_text",
+    "summarization",
+    "generation",
+)
 """Modules of this package that define tasks, in the order in which they are listed."""
 
 
