@@ -1,0 +1,42 @@
+"""What t5 makes of made-up rows (tests/golden/make_t5_formats.py), and what our tasks make of them."""
+
+import functools
+import json
+from pathlib import Path
+
+from peft_jax.tasks import glue, reading, superglue
+from peft_jax.tasks.catalogue import TaskDefinition
+from peft_jax.tasks.prompts import Rendered
+
+DEFINITIONS = {task.name: task for module in (superglue, glue, reading) for task in module.TASKS}
+
+
+@functools.cache
+def golden() -> dict:
+    file = Path(__file__).parent / "golden" / "t5_formats.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def cases(*tasks: str) -> list[tuple[str, dict, list]]:
+    """(task, row, [input, target] of each example), with the task's name and without it."""
+    chosen = [case for case in golden()["cases"] if case["task"].startswith(tasks)]
+    bare = [
+        (f"taskless_{case['task']}", case["row"], case["taskless"])
+        for case in chosen
+        if "taskless" in case
+    ]
+    return [(case["task"], case["row"], case["examples"]) for case in chosen] + bare
+
+
+def rows_of(task: TaskDefinition, row: dict) -> list[dict]:
+    """The rows that a source's row holds, checked as far as its label allows."""
+    rows = [row] if task.dataset.expand is None else task.dataset.expand(row)
+    hidden = row.get("label") == -1 and task.dataset.label_field is not None
+    return rows if hidden else [task.dataset.normalise(one, 0, "here") for one in rows]
+
+
+def render(name: str, row: dict) -> list[Rendered]:
+    """The examples that a task makes of a source's row."""
+    task = DEFINITIONS[name]
+    (form,) = task.formats
+    return [made for one in rows_of(task, row) for made in form.render_all(one)]
