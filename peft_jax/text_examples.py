@@ -35,7 +35,7 @@ from peft_jax.tensor_files import open_with_metadata, write_tensors
 _FORMAT = "peft_jax.text_examples"
 _VERSION = 1
 # In this order in a file, so that every array stands at a multiple of its items' size.
-_COLUMNS = {
+_COLUMNS: dict[str, np.dtype] = {
     "inputs/offsets": np.dtype(np.int64),
     "targets/offsets": np.dtype(np.int64),
     "references/offsets": np.dtype(np.int64),
@@ -252,7 +252,8 @@ class TextExamples(ExampleRows):
             length: S; None: that of `lengths`.
         """
         index = np.asarray(index, np.int32)
-        length, _ = self._checked_lengths(index, length and (length, self.lengths[1]))
+        limits = None if length is None else (length, self.lengths[1])
+        length, _ = self._checked_lengths(index, limits)
         return {
             "encoder_input_tokens": self.inputs.padded(index, length, self.pad_id),
             "row": index,
@@ -339,7 +340,7 @@ class TextExamples(ExampleRows):
             raise InputError(
                 f"no file of prepared examples at {path}: make one with `peft-jax prepare`"
             )
-        metadata, stored = open_with_metadata(path)
+        metadata, stored = open_with_metadata(Path(path))
         if _FORMAT not in metadata:
             raise InputError(
                 f"{path} is not a file of prepared texts (its metadata has no {_FORMAT!r}): "
@@ -354,7 +355,7 @@ class TextExamples(ExampleRows):
                 )
             token_range = tuple(header.pop("token_range"))
             header["template_names"] = tuple(header["template_names"])
-            arrays = {name: stored[name].map() for name in _COLUMNS}
+            arrays = {name: _mapped(stored[name]) for name in _COLUMNS}
             examples = cls(**header, **_from_columns(arrays))
         except InputError as error:
             raise InputError(f"{path} cannot be used: {error}; prepare it again") from error
@@ -433,7 +434,7 @@ class TextWriter:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _finish(self) -> None:
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             name: np.memmap(self._file(name), dtype, "r")
             if self._file(name).stat().st_size
             else np.empty(0, dtype)
@@ -446,6 +447,16 @@ class TextWriter:
 
     def _file(self, name: str) -> Path:
         return self._folder / name.replace("/", ".")
+
+
+def is_text_file(path: str | os.PathLike) -> bool:
+    """Whether a file of prepared examples holds texts; False where nothing can be read."""
+    if not Path(path).is_file():
+        return False
+    try:
+        return _FORMAT in open_with_metadata(Path(path))[0]
+    except (InputError, OSError, ValueError):
+        return False
 
 
 def text_batches(
