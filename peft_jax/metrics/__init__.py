@@ -11,13 +11,15 @@ import difflib
 from collections.abc import Sequence
 
 from peft_jax.errors import InputError
-from peft_jax.metrics import classification
+from peft_jax.metrics import bias, calibration, classification, numbers, reading
 from peft_jax.metrics.base import Answers, Figures, Metric
 
 __all__ = ["METRICS", "Answers", "Figures", "Metric", "compute", "describe", "find"]
 
 METRICS: dict[str, Metric] = {
-    metric.name: metric for module in (classification,) for metric in module.METRICS
+    metric.name: metric
+    for module in (classification, numbers, reading, bias, calibration)
+    for metric in module.METRICS
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -109,22 +109,35 @@ class Answers:
         )
 
 
+class Sums(NamedTuple):
+    """A metric that depends on the rows only through the sum of K numbers of each row.
+
+    Attributes:
+      rows: the numbers of some answers, [R, K] float64.
+      figures: from such sums, [..., K], the figures, each [...].
+    """
+
+    rows: Callable[[Answers], np.ndarray]
+    figures: Callable[[np.ndarray], dict[str, Any]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """A function of :class:`Answers`, with what it reads and where it comes from.
 
     Attributes:
       name: in ``METRICS``.
-      function: the figures of some answers. Figures are in percent as papers print them, except
-        where ``about`` says otherwise.
-      figures: their names; () where they depend on the rows.
+      function: the figures of some answers; or :class:`Sums`, which many resamples of the rows
+        are quick to compute from. Figures are in percent as papers print them, except where
+        ``about`` says otherwise.
+      figures: their names; the first is the one that is reported.
       reads: fields of :class:`Answers`, ``keep.<key>`` for what the rows must keep. ``predicted``
         is had from ``scores`` too.
       about: one line, with the source.
     """
 
     name: str
-    function: Callable[[Answers], Figures]
+    function: Callable[[Answers], Figures] | Sums
     figures: tuple[str, ...]
     reads: tuple[str, ...]
     about: str
@@ -136,7 +149,11 @@ class Metric:
           InputError: the answers lack what the metric reads, or there are no rows.
         """
         self.check(answers)
-        return {name: float(value) for name, value in self.function(answers).items()}
+        if isinstance(self.function, Sums):
+            figures = self.function.figures(self.function.rows(answers).sum(axis=0))
+        else:
+            figures = self.function(answers)
+        return {name: float(value) for name, value in figures.items()}
 
     def check(self, answers: Answers) -> None:
         """Raises InputError that names what the answers lack."""
@@ -162,6 +179,24 @@ def _need(answers: Answers, field: str) -> None:
                 raise InputError(f"row {row} has no references")
     elif getattr(answers, field) is None:
         raise InputError(f"the answers have no {field}")
+
+
+def mean_of_rows(*names: str, values: Callable[[Answers], Sequence[Any]]) -> Sums:
+    """Figures that are 100 times the mean of what each row has.
+
+    Args:
+      names: of the figures, J of them.
+      values: [R, J] or, with one name, [R]; bool or float.
+    """
+
+    def rows(answers: Answers) -> np.ndarray:
+        per_row = np.asarray(values(answers), np.float64).reshape(len(answers), len(names))
+        return np.column_stack([np.ones(len(answers)), per_row])
+
+    def figures(sums: np.ndarray) -> dict[str, Any]:
+        return {name: 100 * sums[..., j] / sums[..., 0] for j, name in enumerate(names, 1)}
+
+    return Sums(rows, figures)
 
 
 def groups_of(keys: Sequence[Hashable]) -> list[list[int]]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from peft_jax.metrics.base import Answers, Figures, Metric, groups_of
+from peft_jax.metrics.base import Answers, Figures, Metric, groups_of, mean_of_rows
 
 
-def accuracy(answers: Answers) -> Figures:
-    """Share of the rows whose chosen class is right."""
-    return {"accuracy": 100 * np.mean(answers.chosen() == np.asarray(answers.labels))}
+def correct(answers: Answers) -> np.ndarray:
+    """[R] bool: the chosen class is right."""
+    return answers.chosen() == np.asarray(answers.labels)
 
 
-def exact_match(answers: Answers) -> Figures:
-    """Share of the rows whose text equals one of the references, character by character."""
+def matches(answers: Answers) -> list[bool]:
+    """R: the text equals one of the references, character by character."""
     pairs = zip(answers.predictions, answers.references, strict=True)
-    return {"exact_match": 100 * np.mean([text in references for text, references in pairs])}
+    return [text in references for text, references in pairs]
 
 
 def f1(answers: Answers) -> Figures:
@@ -67,10 +67,16 @@ def multirc(answers: Answers) -> Figures:
 
 _CLASSES = ("predicted", "labels")
 METRICS = (
-    Metric("accuracy", accuracy, ("accuracy",), _CLASSES, "share of rows answered right"),
+    Metric(
+        "accuracy",
+        mean_of_rows("accuracy", values=correct),
+        ("accuracy",),
+        _CLASSES,
+        "share of rows answered right",
+    ),
     Metric(
         "exact_match",
-        exact_match,
+        mean_of_rows("exact_match", values=matches),
         ("exact_match",),
         ("predictions", "references"),
         "share of rows whose text is one of the references, compared as it stands",
