@@ -22,6 +22,9 @@ MODULES: tuple[str, ...] = (
     "table_to_text",
     "summarization",
     "generation",
+    "underspecified",
+    "t0_table",
+    "p3",
 )
 """Modules of this package that define tasks, in the order in which they are listed."""
 
