@@ -109,6 +109,11 @@ def mostly_in(text: str, other: str) -> bool:
 # --------------------------------------------------------------------------------------------
 # What an annotator said
 # --------------------------------------------------------------------------------------------
+def equals(value: Any, wanted: str) -> bool:
+    """Whether a field has a value."""
+    return value_is(value, wanted, "") is True
+
+
 def value_is(value: Any, yes: str, no: str) -> bool | None:
     """Whether a field has the first value; False for the second, None for another."""
     text = str(int(value)) if isinstance(value, bool) else str(value)
@@ -157,6 +162,7 @@ FEATURES: dict[str, _Kind] = {
     "shorter_than": _Kind(shorter_than, fields=2),
     "all_in": _Kind(all_in, fields=2),
     "mostly_in": _Kind(mostly_in, fields=2),
+    "equals": _Kind(equals, of=(str, int, bool), constants=(str,)),
     "is": _Kind(value_is, of=(str, int, bool), constants=(str, str)),
     "at_least": _Kind(at_least, of=_NUMBER, constants=(float,), more_fields=True),
     "rather": _Kind(rather, fields=2, of=_NUMBER, constants=(float,)),
