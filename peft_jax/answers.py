@@ -9,13 +9,14 @@ answer                  models                          a row's prediction
                                                         the mask
 ``trained_verbalizer``  all that score tokens           the class whose trained vector fits best
                                                         where the answer goes (``methods.warp``)
+``text``                encoder-decoder, decoder-only   the text that it writes
 ======================  ==============================  ==========================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -25,6 +26,7 @@ from peft_jax.errors import InputError
 from peft_jax.objectives import (
     Objective,
     head_objective,
+    lm_objective,
     tfew_objective,
     trained_verbalizer_objective,
     verbalizer_objective,
@@ -32,20 +34,25 @@ from peft_jax.objectives import (
 from peft_jax.transformer import Batch
 from peft_jax.tree import Params
 
-Answer = Literal["choices", "head", "verbalizer", "trained_verbalizer"]
+Answer = Literal["choices", "head", "verbalizer", "trained_verbalizer", "text"]
 Score = Callable[[Backbone, Params, Batch], jax.Array]
 
 
-def find_answer(wanted: str, backbone: Backbone, methods: Sequence[str] = ()) -> Answer:
+def find_answer(
+    wanted: str, backbone: Backbone, methods: Sequence[str] = (), *, ranks: bool = True
+) -> Answer:
     """The way in which a backbone answers; "auto" is choices, or a head where it cannot write.
 
     Args:
       methods: names of the methods that are trained: of ``warp``, "auto" is its own verbaliser.
+      ranks: whether the task has answer choices; the answers of others are written.
 
     Raises:
       InputError: the backbone cannot answer so, or the methods do not.
     """
     config = backbone.config
+    if wanted == "text" or not ranks:
+        return _written(wanted, backbone, methods)
     if "warp" in methods and wanted not in ("auto", "trained_verbalizer"):
         raise InputError(f"answer {wanted!r}: warp answers with the verbaliser that it trains")
     if wanted == "trained_verbalizer" or (wanted == "auto" and "warp" in methods):
@@ -74,6 +81,16 @@ def find_answer(wanted: str, backbone: Backbone, methods: Sequence[str] = ()) ->
     return wanted  # type: ignore[return-value]
 
 
+def _written(wanted: str, backbone: Backbone, methods: Sequence[str]) -> Answer:
+    if wanted not in ("auto", "text"):
+        raise InputError(f"answer {wanted!r}: the task has no choices or classes; take 'text'")
+    if backbone.config.kind == "encoder":
+        raise InputError(f"answer 'text': {backbone.name!r} is an encoder and writes no text")
+    if "warp" in methods:
+        raise InputError("answer 'text': warp tells classes and writes no text")
+    return "text"
+
+
 def mask_token(backbone: Backbone) -> int:
     """The id of a backbone's mask token."""
     from peft_jax.tokenizer import load_tokenizer
@@ -90,8 +107,22 @@ def _mask_of_encoder(backbone: Backbone) -> int | None:
     return mask_token(backbone) if backbone.config.kind == "encoder" else None
 
 
-def make_objective(answer: Answer, backbone: Backbone, **tfew: float) -> Objective:
-    """The objective of an answer; ``tfew`` are the arguments of ``tfew_objective``."""
+def make_objective(
+    answer: Answer,
+    backbone: Backbone,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    **tfew: Any,
+) -> Objective:
+    """The objective of an answer.
+
+    Args:
+      label_smoothing, z_loss: of written texts, see ``lm_objective``.
+      tfew: of ranked choices, the arguments of ``tfew_objective``.
+    """
+    if answer == "text":
+        return lm_objective(z_loss, label_smoothing)
     if answer == "head":
         return head_objective()
     if answer == "verbalizer":
@@ -108,7 +139,13 @@ def make_score(
     length_normalization: float = 1.0,
     memory_budget: int = scoring.MEMORY_BUDGET,
 ) -> Score:
-    """``score(backbone, params, batch) -> [B, C]`` log-probabilities, -inf where no choice is."""
+    """``score(backbone, params, batch) -> [B, C]`` log-probabilities, -inf where no choice is.
+
+    Raises:
+      InputError: the answers are texts, which are written and not scored.
+    """
+    if answer == "text":
+        raise InputError("answer 'text': texts are written (evaluation.write_texts), not scored")
     if answer == "head":
         return scoring.score_labels
     if answer == "trained_verbalizer":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peft_jax import tree
+from peft_jax.decoding.options import Decoding
 from peft_jax.errors import InputError
 from peft_jax.method_config import CLASSES, MethodFields
 from peft_jax.methods import METHODS, Method, compose
@@ -59,12 +60,16 @@ class DataConfig:
     """Training examples to draw; by default the dataset's own number in T-Few (32). 0: all."""
     few_shot_seed: int | None = None
     """Seed of the draw; by default the run's seed, as in T-Few."""
-    max_input_length: int = 256
-    """Inputs are cut at this many tokens, EOS included."""
+    max_input_length: int | None = None
+    """Inputs are cut at this many tokens, EOS included; by default the task's own, mostly 256."""
     max_choice_length: int = 64
     """A longer answer choice is an error, never cut."""
-    train_split: str = "train"
-    evaluation_split: str = "validation"
+    max_target_length: int | None = None
+    """Written answers are trained up to this many tokens, EOS included; by default the task's."""
+    train_split: str | None = None
+    """By default the task's own: train, but where a paper trains on another."""
+    evaluation_split: str | None = None
+    """By default the task's own, mostly validation."""
     evaluation_examples: int | None = None
     """Evaluate on the first so many examples; by default on all."""
 
@@ -79,6 +84,10 @@ class LossConfig:
     """Exponent of the length in L_LN's scores."""
     variant: Literal["paper", "tfew"] = "paper"
     """"tfew" reproduces the released code's unlikelihood loss instead of the paper's."""
+    label_smoothing: float = 0.0
+    """Of written answers: the probability taken from the right token."""
+    z_loss: float = 0.0
+    """Of written answers: pulls the softmax's normaliser to one; T5X pre-trains with 1e-4."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,17 +130,17 @@ class Experiment(MethodFields):
     """
 
     task: str = "embedded_complaint"
-    """Name of the task: embedded_*, a dataset (rte, cb, copa, wic, wsc, boolq, sst2), or a folder
-    of your own inside data.directory."""
+    """Name of the task: embedded_*, one that `peft-jax tasks` lists, or a folder of your own inside
+    data.directory."""
     backbone: str = "tiny"
     """"tiny" (embedded), or the path of a Hugging Face checkpoint folder."""
     method: tuple[str, ...] = ("ia3",)
     """One method, or several that are composed; `peft-jax methods` lists them."""
-    answer: Literal["auto", "choices", "head", "verbalizer", "trained_verbalizer"] = "auto"
+    answer: Literal["auto", "choices", "head", "verbalizer", "trained_verbalizer", "text"] = "auto"
     """How the model answers: by the choice that it would most likely write; by a classification
     head, trained in the adapter; by one token at the mask of a masked-LM; by the class vectors of
-    warp. auto: warp's own where it is trained, else choices, or a head where the model is an
-    encoder."""
+    warp; by the text that it writes. auto: warp's own where it is trained, else choices, or a head
+    where the model is an encoder, or text where the task has no choices."""
     seed: int = 42
     """Of the few-shot draw, the order of batches and templates, initialisation and dropout."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -140,6 +149,8 @@ class Experiment(MethodFields):
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    decoding: Decoding = dataclasses.field(default_factory=Decoding)
+    """How texts are written for evaluation; what is not given is as the task's paper has it."""
 
 
 def make_method(config: Experiment) -> Method:
@@ -168,7 +179,8 @@ def check(config: Experiment) -> None:
         "training.evaluate_every": (config.training.evaluate_every, 0),
         "evaluation.batch_size": (config.evaluation.batch_size, 1),
         "evaluation.memory_budget_mb": (config.evaluation.memory_budget_mb, 1),
-        "data.max_input_length": (config.data.max_input_length, 2),
+        "data.max_input_length": (config.data.max_input_length or 2, 2),
+        "data.max_target_length": (config.data.max_target_length or 2, 2),
         "data.max_choice_length": (config.data.max_choice_length, 2),
         "seed": (config.seed, 0),
     }

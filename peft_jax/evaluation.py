@@ -1,8 +1,10 @@
-"""Evaluation by rank classification: accuracy per template, and its median, as papers report."""
+"""Evaluation: answers are ranked or written; figures per template, and their median, as papers
+report."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,9 +16,14 @@ import numpy as np
 from peft_jax import scoring, sharding
 from peft_jax.answers import Score
 from peft_jax.backbones.base import Backbone
+from peft_jax.decoding import Decoding, decode_texts, generate
+from peft_jax.errors import InputError
 from peft_jax.examples import ChoiceExamples, evaluation_batches
 from peft_jax.methods.base import Method
 from peft_jax.methods.merging import merge
+from peft_jax.metrics import Answers, Figures, compute
+from peft_jax.text_examples import TextExamples, text_batches
+from peft_jax.tokenizer import load_tokenizer
 from peft_jax.transformer import Batch
 from peft_jax.tree import Params
 
@@ -40,9 +47,62 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(float(middle), float(high - low))
 
 
+class _Measured:
+    """What every evaluation gives: its task's metrics under each template, and their spread.
+
+    Figures are in percent where ``peft_jax.metrics`` says so.
+    """
+
+    examples: Any
+
+    @property
+    def answers(self) -> Answers:
+        """What the metrics read."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def figures_per_template(self) -> dict[str, Figures]:
+        """The figures under every template that applies to any row."""
+        names = tuple(self.examples.details.get("metrics") or ("accuracy",))
+        answers, found = self.answers, {}
+        for index, name in enumerate(self.examples.template_names):
+            rows = np.flatnonzero(self.examples.template == index)
+            if rows.size:
+                found[name] = compute(names, answers.select(rows))
+        return found
+
+    @property
+    def figures(self) -> dict[str, Spread]:
+        """Median and interquartile range over templates of every figure."""
+        each = list(self.figures_per_template.values())
+        return {name: spread([figures[name] for figures in each]) for name in each[0]}
+
+    @property
+    def reported(self) -> tuple[str, Spread]:
+        """The figure that papers report of the task, and its name."""
+        return next(iter(self.figures.items()))
+
+    def summary(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        name, score = self.reported
+        per_template = self.figures_per_template
+        return {
+            "task": self.examples.task,
+            "split": self.examples.split,
+            "examples": self.examples.num_examples,
+            "rows": len(self.examples),
+            "metric": name,
+            "score_median": score.median,
+            "score_iqr": score.iqr,
+            "score_per_template": {t: figures[name] for t, figures in per_template.items()},
+            "figures": {n: dataclasses.asdict(value) for n, value in self.figures.items()},
+            "figures_per_template": per_template,
+        }
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
-    """Scores of all R rows (examples times templates) of a task, and the accuracies they give.
+class Evaluation(_Measured):
+    """Scores of all R rows (examples times templates) of a task, and the figures they give.
 
     Attributes:
       examples: what was scored.
@@ -51,6 +111,20 @@ class Evaluation:
 
     examples: ChoiceExamples
     scores: np.ndarray
+
+    @property
+    def answers(self) -> Answers:
+        """The chosen classes; a choice's text is the sequence of its tokens."""
+        texts = _texts_of(self.examples)
+        right = self.examples.label
+        return Answers(
+            predictions=[row[place] for row, place in zip(texts, self.predictions, strict=True)],
+            references=[(row[place],) for row, place in zip(texts, right, strict=True)],
+            predicted=self.predictions,
+            labels=right,
+            scores=self.scores,
+            keep=self.examples.keep,
+        )
 
     @property
     def predictions(self) -> np.ndarray:
@@ -78,12 +152,8 @@ class Evaluation:
         return spread(list(self.accuracy_per_template.values()))
 
     def summary(self) -> dict[str, Any]:
-        """The figures as JSON values."""
-        return {
-            "task": self.examples.task,
-            "split": self.examples.split,
-            "examples": self.examples.num_examples,
-            "rows": len(self.examples),
+        """The figures as JSON values; accuracies are shares of 1."""
+        return super().summary() | {
             "accuracy_median": self.accuracy.median,
             "accuracy_iqr": self.accuracy.iqr,
             "accuracy_mean": float(self.correct.mean()),
@@ -104,6 +174,114 @@ class Evaluation:
                     "scores": [round(float(s), 6) for s in self.scores[row][exists]],
                 }
                 file.write(json.dumps(line) + "\n")
+
+
+def _texts_of(examples: ChoiceExamples) -> list[list[str]]:
+    """The choices of every row, told apart as texts are."""
+    return [[" ".join(map(str, ids)) for ids in row] for row in examples.choices.tolist()]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextEvaluation(_Measured):
+    """Texts that were written for all R rows of a task, and the figures they give.
+
+    Attributes:
+      examples: what was read.
+      texts: R texts.
+    """
+
+    examples: TextExamples
+    texts: Sequence[str]
+
+    @property
+    def answers(self) -> Answers:
+        """The texts; of a task with classes also which of them a text is, -1 for none."""
+        keep = [dict(kept) for kept in self.examples.keep]
+        classes: dict[str, Any] = {}
+        if keep and all("choices" in kept for kept in keep):
+            classes["predicted"] = np.asarray(
+                [
+                    kept["choices"].index(text.strip()) if text.strip() in kept["choices"] else -1
+                    for text, kept in zip(self.texts, keep, strict=True)
+                ]
+            )
+            classes["labels"] = np.asarray([kept["label"] for kept in keep])
+            classes["num_classes"] = max(len(kept["choices"]) for kept in keep)
+        return Answers(list(self.texts), list(self.examples.references), keep=keep, **classes)
+
+    def write(self, path: Path) -> None:
+        """One JSON line per row: example, template, the text, and what would have been right."""
+        examples = self.examples
+        with open(path, "w", encoding="utf-8") as file:
+            for row, text in enumerate(self.texts):
+                line = {
+                    "example": int(examples.example[row]),
+                    "template": examples.template_names[examples.template[row]],
+                    "prediction": text,
+                    "references": list(examples.references[row]),
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def write_texts(
+    backbone: Backbone,
+    method: Method | None,
+    adapter: Params,
+    frozen: Params,
+    examples: TextExamples,
+    *,
+    decoding: Decoding | None = None,
+    batch_size: int = 32,
+    mesh: jax.sharding.Mesh | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> TextEvaluation:
+    """Writes a text for every row; rows of one input share a text.
+
+    Args:
+      backbone: its configuration and vocabulary; ``frozen`` are its parameters.
+      method, adapter: the method and its stored tree; None and ``{}`` for the backbone alone.
+      decoding: how; by default greedily, up to as many tokens as the longest target has.
+      batch_size: inputs read at a time; the last batch is filled up.
+      advance: called with the number of rows after each batch (a progress bar).
+
+    Raises:
+      InputError: the options do not fit the backbone, or it has no vocabulary.
+    """
+    if backbone.vocabulary is None:
+        raise InputError(f"backbone {backbone.name!r} has no vocabulary to write text with")
+    tokenizer = load_tokenizer(backbone.vocabulary)
+    decoding = decoding or Decoding(max_length=examples.lengths[1])
+    params = frozen if method is None else merge(frozen, method.bind(adapter))
+    distinct, place = _distinct_inputs(examples)
+    rows_of = np.bincount(place)
+    texts = [""] * len(distinct)
+    for number, batch in enumerate(text_batches(distinct, batch_size)):
+        row, weight = batch.pop("row"), batch.pop("weight")
+        placed = batch if mesh is None else sharding.put_batch(mesh, batch)
+        key = jax.random.fold_in(jax.random.key(0), number) if decoding.samples else None
+        written = generate(backbone, params, placed, decoding, key, tokenizer=tokenizer)
+        first = decode_texts(written, backbone.config, decoding, tokenizer)
+        real = row[weight > 0]
+        for index, (text, *_) in zip(real, first, strict=False):
+            texts[index] = text
+        if advance is not None:
+            advance(int(rows_of[real].sum()))
+    return TextEvaluation(examples, [texts[index] for index in place])
+
+
+def _distinct_inputs(examples: TextExamples) -> tuple[TextExamples, np.ndarray]:
+    """The rows with an input that none before has, and [R] which of them a row's input is."""
+    known: dict[bytes, int] = {}
+    place = np.asarray(
+        [known.setdefault(examples.inputs[r].tobytes(), len(known)) for r in range(len(examples))]
+    )
+    _, rows = np.unique(place, return_index=True)
+    taken: dict[str, Any] = {
+        key: getattr(examples, key).take(rows)
+        for key in ("inputs", "targets", "references", "keep")
+    }
+    taken |= {key: getattr(examples, key)[rows] for key in ("example", "template", "label")}
+    return dataclasses.replace(examples, **taken), place
 
 
 def make_scorer(

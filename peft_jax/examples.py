@@ -18,13 +18,16 @@ ids of -2 and below are rows that a method trains (see `peft_jax.markers`).
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from peft_jax import markers
 from peft_jax.errors import InputError
+from peft_jax.example_rows import ExampleRows
+from peft_jax.ragged import Ragged, Records
 
 _FORMAT = "peft_jax.choice_examples"
 _VERSION = 1
@@ -57,7 +60,7 @@ def vocabulary_identity(path: str | os.PathLike) -> str:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ChoiceExamples:
+class ChoiceExamples(ExampleRows):
     """A split of a task under its templates, tokenised: R rows, S and T token places, C choices.
 
     Rows of one example need not stand together, and a template may skip an example.
@@ -77,6 +80,7 @@ class ChoiceExamples:
         pad_id: what fills the inputs and choices; never one of their tokens.
         encoder_token_types: [R, S] int32, 1 in the second text of a pair (BERT), 0 at padding; or
             None for a backbone that knows no types.
+        keep: for each row a mapping of JSON values that its metric needs; () where none does.
 
     Raises InputError when the arrays do not fit together.
     """
@@ -94,6 +98,7 @@ class ChoiceExamples:
     details: dict = dataclasses.field(default_factory=dict)
     pad_id: int = 0
     encoder_token_types: np.ndarray | None = None
+    keep: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self):
         problem = _first_problem(self)
@@ -103,22 +108,6 @@ class ChoiceExamples:
     def __len__(self) -> int:
         """The number of rows R."""
         return len(self.label)
-
-    @property
-    def example_ids(self) -> np.ndarray:
-        """[num_examples] int32: the distinct values of ``example``, in order of appearance."""
-        ids, first = np.unique(self.example, return_index=True)
-        return ids[np.argsort(first)]
-
-    @property
-    def num_examples(self) -> int:
-        """The number of distinct examples."""
-        return len(np.unique(self.example))
-
-    @property
-    def num_templates(self) -> int:
-        """The number of templates."""
-        return len(self.template_names)
 
     @property
     def has_markers(self) -> bool:
@@ -138,21 +127,11 @@ class ChoiceExamples:
 
         Raises InputError for a position, name or index that is not there, or if no row is left.
         """
-        keep = np.ones(len(self), bool)
-        if examples is not None:
-            keep &= np.isin(self.example, self._ids_at(examples))
-        names, column = self.template_names, self.template
-        if templates is not None:
-            chosen = [self._template_index(t) for t in templates]
-            if len(set(chosen)) != len(chosen):
-                raise InputError(f"{self.task}: a template is named twice in {list(templates)}")
-            keep &= np.isin(self.template, chosen)
-            renumber = np.full(self.num_templates, -1, np.int32)
-            renumber[chosen] = np.arange(len(chosen), dtype=np.int32)
-            names, column = tuple(self.template_names[i] for i in chosen), renumber[self.template]
-        rows: dict = {key: array[keep] for key, array in self._arrays().items()}
-        rows |= {"template_names": names, "template": column[keep]}
-        return dataclasses.replace(self, **rows)
+        rows, names, template = self.select(examples, templates)
+        taken: dict = {key: array[rows] for key, array in self._arrays().items()}
+        if len(self.keep):
+            taken["keep"] = tuple(self.keep[row] for row in rows)
+        return dataclasses.replace(self, **taken | {"template_names": names, "template": template})
 
     def trimmed(self, multiple: int = 1) -> "ChoiceExamples":
         """The same rows with the fewest token places and choices that hold them all.
@@ -215,6 +194,9 @@ class ChoiceExamples:
             header["pad_id"] = self.pad_id
         metadata = {_FORMAT: json.dumps(header, sort_keys=True)}
         arrays = {key: np.ascontiguousarray(array) for key, array in self._arrays().items()}
+        if len(self.keep):
+            records = Records.of(self.keep).utf8
+            arrays |= {"keep/utf8": records.values, "keep/offsets": records.offsets}
         path = Path(path)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
@@ -253,6 +235,9 @@ class ChoiceExamples:
             header["template_names"] = tuple(header["template_names"])
             optional = {key: arrays[key] for key in _OPTIONAL if key in arrays}
             fields: dict = {**header, **{key: arrays[key] for key in _DTYPES}, **optional}
+            if "keep/utf8" in arrays:
+                records = Records(Ragged(arrays["keep/utf8"], arrays["keep/offsets"]))
+                fields["keep"] = tuple(records)
             examples = cls(**fields)
         except InputError as error:
             raise InputError(f"{path} cannot be used: {error}; prepare it again") from error
@@ -273,27 +258,38 @@ class ChoiceExamples:
         arrays = {key: getattr(self, key) for key in (*_DTYPES, *_OPTIONAL)}
         return {key: array for key, array in arrays.items() if array is not None}
 
-    def _ids_at(self, positions: Sequence[int] | slice) -> np.ndarray:
-        ids = self.example_ids
-        if isinstance(positions, slice):
-            return ids[positions]
-        wanted = np.asarray(positions, np.int64)
-        outside = wanted[(wanted < 0) | (wanted >= len(ids))]
-        if outside.size:
-            raise InputError(
-                f"{self.task}: example {outside[0]} was asked for, there are {len(ids)} "
-                f"(0 to {len(ids) - 1})"
-            )
-        return ids[wanted]
 
-    def _template_index(self, template: int | str) -> int:
-        if isinstance(template, str):
-            if template in self.template_names:
-                return self.template_names.index(template)
-        elif 0 <= template < self.num_templates:
-            return int(template)
-        names = ", ".join(f"{i}: {name}" for i, name in enumerate(self.template_names))
-        raise InputError(f"{self.task} has no template {template!r}; it has {names}")
+class Rows(Protocol):
+    """What is drawn from: `ChoiceExamples`, or `peft_jax.text_examples.TextExamples`."""
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """The split that the rows come from."""
+        ...
+
+    @property
+    def example(self) -> np.ndarray:
+        """[R] int32, the example that a row belongs to."""
+        ...
+
+    @property
+    def example_ids(self) -> np.ndarray:
+        """The distinct values of ``example``, in order of appearance."""
+        ...
+
+    @property
+    def num_examples(self) -> int:
+        """The number of distinct examples."""
+        ...
+
+    def rows(self, index: np.ndarray) -> Batch:
+        """The batch of some rows."""
+        ...
 
 
 class FewShotSampler:
@@ -312,7 +308,7 @@ class FewShotSampler:
     the partial batch is dropped) or not positive.
     """
 
-    def __init__(self, examples: ChoiceExamples, batch_size: int, seed: int):
+    def __init__(self, examples: Rows, batch_size: int, seed: int):
         if batch_size < 1:
             raise InputError(f"batch size {batch_size}: at least 1 is needed")
         if batch_size > examples.num_examples:
@@ -443,6 +439,8 @@ def _first_problem(examples: ChoiceExamples) -> str | None:
             allowed |= arrays[key] <= markers.soft_id(0)
         if ((arrays[key] < 0) & ~allowed).any():
             return f"{key} has a negative token that is not the padding's {examples.pad_id}"
+    if len(examples.keep) not in (0, rows):
+        return f"{len(examples.keep)} records to keep for {rows} rows"
     if not ((examples.template >= 0) & (examples.template < examples.num_templates)).all():
         return f"a template index outside 0 to {examples.num_templates - 1}"
     return None

@@ -17,11 +17,12 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import platform
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,16 @@ from peft_jax.answers import Answer, find_answer, make_objective, make_score
 from peft_jax.backbones import Backbone, load_backbone
 from peft_jax.checkpoint import Checkpoints
 from peft_jax.config import DataConfig, Experiment, check, first_difference, make_method, to_json
+from peft_jax.decoding import Decoding
 from peft_jax.errors import InputError
-from peft_jax.evaluation import Evaluation, Scorer, evaluate, make_scorer
+from peft_jax.evaluation import (
+    Evaluation,
+    Scorer,
+    TextEvaluation,
+    evaluate,
+    make_scorer,
+    write_texts,
+)
 from peft_jax.examples import ChoiceExamples, FewShotSampler, vocabulary_identity
 from peft_jax.fisher import fisher_information
 from peft_jax.methods import (
@@ -55,9 +64,13 @@ from peft_jax.methods.prompt_places import marker_rows
 from peft_jax.objectives import Objective
 from peft_jax.optimizers import make_optimizer
 from peft_jax.progress import TrainingProgress, step_bar
+from peft_jax.text_examples import TextExamples, is_text_file
 from peft_jax.train import Step, TrainState, init_state, make_train_step
 
 EMBEDDED = "embedded_"
+Examples = ChoiceExamples | TextExamples
+Measure = Callable[..., Evaluation | TextEvaluation]
+"""``measure(adapter, frozen, examples, advance=None)``, from :func:`open_measure`."""
 
 
 class Interrupted(Exception):
@@ -101,14 +114,73 @@ def open_scorer(
     return make_scorer(backbone, method, mesh=mesh, score=score)
 
 
-def answer_of(config: Experiment, backbone: Backbone, method: Method | None = None) -> Answer:
+def answer_of(
+    config: Experiment,
+    backbone: Backbone,
+    method: Method | None = None,
+    examples: Examples | None = None,
+) -> Answer:
     """How an experiment's model answers.
 
     Args:
       method: one that was loaded; None: those that the experiment trains.
+      examples: what it answers; None: rows with choices or classes.
     """
     names = config.method if method is None else method_names(method)
-    return find_answer(config.answer, backbone, names)
+    written = isinstance(examples, TextExamples)
+    return find_answer(config.answer, backbone, names, ranks=not written)
+
+
+def open_measure(
+    config: Experiment,
+    backbone: Backbone,
+    method: Method | None,
+    examples: Examples,
+    mesh: jax.sharding.Mesh,
+) -> Measure:
+    """What evaluates examples of a kind, as an experiment says.
+
+    Args:
+      method: the method that is evaluated; None: the frozen backbone alone.
+      examples: choices are ranked, texts written.
+
+    Returns ``measure(adapter, frozen, examples, advance=None)``.
+    """
+    size = config.evaluation.batch_size
+    if isinstance(examples, TextExamples):
+        decoding = decoding_of(config, examples)
+
+        def write(adapter, frozen, examples, advance=None):
+            return write_texts(
+                backbone,
+                method,
+                adapter,
+                frozen,
+                examples,
+                decoding=decoding,
+                batch_size=size,
+                mesh=mesh,
+                advance=advance,
+            )
+
+        return write
+    scorer = open_scorer(config, backbone, method, mesh)
+
+    def rank(adapter, frozen, examples, advance=None):
+        return evaluate(
+            scorer, adapter, frozen, examples, batch_size=size, mesh=mesh, advance=advance
+        )
+
+    return rank
+
+
+def decoding_of(config: Experiment, examples: TextExamples) -> Decoding:
+    """How texts are written: as the experiment says, else as the task's paper, else greedily."""
+    details, plain = examples.details, dataclasses.asdict(Decoding())
+    own = {"max_length": details.get("max_target_length", plain["max_length"])}
+    own |= details.get("decoding", {})
+    given = dataclasses.asdict(config.decoding)
+    return Decoding(**own | {name: v for name, v in given.items() if v != plain[name]})
 
 
 def method_names(method: Method) -> tuple[str, ...]:
@@ -116,12 +188,14 @@ def method_names(method: Method) -> tuple[str, ...]:
     return tuple(part["name"] for part in method.spec.get("methods", [method.spec]))
 
 
-def check_method(method: Method, backbone: Backbone, *several: ChoiceExamples) -> None:
+def check_method(method: Method, backbone: Backbone, *several: Examples) -> None:
     """Raises InputError unless a method has a row for each marker, and a class for each answer."""
     stored = jax.eval_shape(method.init, jax.random.key(0), backbone)
     bound = jax.eval_shape(method.bind, stored)
     for examples in several:
         examples.check_fits(backbone.config.vocab_size, marker_rows(bound))
+        if isinstance(examples, TextExamples):
+            continue
         answers = examples.choices.shape[1]
         if "verbalizer" in bound and bound["verbalizer"]["kernel"].shape[1] != answers:
             raise InputError(
@@ -130,10 +204,10 @@ def check_method(method: Method, backbone: Backbone, *several: ChoiceExamples) -
             )
 
 
-def open_method(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> Method:
+def open_method(config: Experiment, backbone: Backbone, examples: Examples) -> Method:
     """The method that is trained: with a head for the examples' classes, where that answers."""
     method = make_method(config)
-    if answer_of(config, backbone) != "head":
+    if isinstance(examples, TextExamples) or answer_of(config, backbone) != "head":
         return method
     labels = examples.choices.shape[1]
     if "full" in config.method and backbone.config.num_labels == labels:
@@ -150,7 +224,7 @@ def open_examples(
     training: bool,
     answer: str = "auto",
     methods: Sequence[str] = (),
-) -> ChoiceExamples:
+) -> Examples:
     """The training draw, or the evaluation split, as arrays.
 
     Args:
@@ -158,16 +232,16 @@ def open_examples(
       training: which of the two.
       answer, methods: how the backbone answers, see ``answers.find_answer``.
     """
-    answer = find_answer(answer, backbone, methods)
     if backbone.vocabulary is None:
         raise InputError(
             f"backbone {backbone.name!r} has no vocabulary: tokens cannot be made or compared"
         )
     prepared = data.prepared if training else data.prepared_evaluation
     if prepared is not None:
-        examples = ChoiceExamples.load(prepared, vocabulary_identity(backbone.vocabulary))
+        examples = load_examples(prepared, vocabulary_identity(backbone.vocabulary))
+        find_answer(answer, backbone, methods, ranks=not isinstance(examples, TextExamples))
     else:
-        examples = _tokenise(task, data, backbone, seed, training, answer)
+        examples = _tokenise(task, data, backbone, seed, training, answer, methods)
     if not training and data.evaluation_examples is not None:
         limit = min(data.evaluation_examples, examples.num_examples)
         examples = examples.subset(examples=slice(0, limit)).trimmed()
@@ -175,20 +249,62 @@ def open_examples(
     return examples
 
 
-def _tokenise(task, data: DataConfig, backbone: Backbone, seed: int, training: bool, answer: str):
-    # These two import TensorFlow, which takes seconds and which a prepared file does without.
-    from peft_jax.tasks import encoders, prepare
-    from peft_jax.tasks.prompted import find_rows
+def open_choices(
+    task: str, data: DataConfig, backbone: Backbone, seed: int, *, training: bool, answer: str
+) -> ChoiceExamples:
+    """`open_examples` for studies that rank choices.
 
-    source = {} if task.startswith(EMBEDDED) else {"directory": data.directory}
-    shots = data.shots
-    if training and shots is None:
-        shots = find_rows(task, **source).dataset.shots
+    Raises:
+      InputError: the task has none; and as `open_examples` does.
+    """
+    examples = open_examples(task, data, backbone, seed, training=training, answer=answer)
+    if not isinstance(examples, ChoiceExamples):
+        raise InputError(f"task {task} has no answer choices, which this study ranks")
+    return examples
+
+
+def load_examples(path: str | os.PathLike, vocabulary: str | None = None) -> Examples:
+    """What ``peft-jax prepare`` wrote: choices or texts, as the file says.
+
+    Raises:
+      InputError: see `ChoiceExamples.load` and `TextExamples.load`.
+    """
+    kind = TextExamples if is_text_file(path) else ChoiceExamples
+    return kind.load(path, vocabulary)
+
+
+def _tokenise(
+    task: str,
+    data: DataConfig,
+    backbone: Backbone,
+    seed: int,
+    training: bool,
+    answer: str,
+    methods: Sequence[str],
+) -> Examples:
+    # These import TensorFlow, which takes seconds and which a prepared file does without.
+    from peft_jax.tasks import encoders, prepare
+    from peft_jax.tasks.prompted import find_rows, find_task
+
+    source: dict[str, Any] = {} if task.startswith(EMBEDDED) else {"directory": data.directory}
+    found = find_rows(task, **source)
+    kind, ranks = backbone.config.kind, True
+    if kind != "encoder" and answer in ("auto", "choices", "text"):
+        found = find_task(task, **source, templates=data.templates)
+        ranks = found.ranks
+    answer = find_answer(answer, backbone, methods, ranks=ranks)
+    definition = found.definition
+    shots = found.dataset.shots if data.shots is None else data.shots
+    splits = (
+        (data.train_split or definition.train_split)
+        if training
+        else (data.evaluation_split or definition.evaluation_split)
+    )
     if source and answer != "head":
         source["templates"] = data.templates
     options: dict[str, Any] = {
         "backbone_vocabulary_path": backbone.vocabulary,
-        "max_input_length": data.max_input_length,
+        "max_input_length": data.max_input_length or definition.max_input_length,
         "shots": shots or None if training else None,
         "seed": (seed if data.few_shot_seed is None else data.few_shot_seed) if training else None,
         "pad_id": backbone.config.pad_id,
@@ -196,8 +312,11 @@ def _tokenise(task, data: DataConfig, backbone: Backbone, seed: int, training: b
         **source,
     }
     make: Any = prepare.choice_examples
-    kind = backbone.config.kind
-    if answer == "choices" or (answer == "trained_verbalizer" and kind != "encoder"):
+    if answer == "text":
+        options |= {"kind": kind, "max_target_length": data.max_target_length}
+        options["start_id"] = backbone.config.decoder_start_id
+        make = prepare.text_examples
+    elif answer == "choices" or (answer == "trained_verbalizer" and kind != "encoder"):
         options["max_choice_length"] = data.max_choice_length
         options["kind"] = kind
     elif answer == "head":
@@ -206,7 +325,7 @@ def _tokenise(task, data: DataConfig, backbone: Backbone, seed: int, training: b
     else:
         options["one_token"] = answer == "verbalizer"
         make = encoders.verbalizer_examples
-    return make(task, data.train_split if training else data.evaluation_split, **options)
+    return make(task, splits, **options)
 
 
 # --------------------------------------------------------------------------------------------
@@ -227,7 +346,7 @@ class Training:
     sampler: FewShotSampler = dataclasses.field(init=False)
     state: TrainState = dataclasses.field(init=False)
 
-    def restart(self, seed: int, examples: ChoiceExamples) -> None:
+    def restart(self, seed: int, examples: Examples) -> None:
         """Back to the state before the first step, with another seed or other examples."""
         self.sampler = FewShotSampler(examples, self.config.training.batch_size, seed)
         self.method = _informed(self, seed, examples)
@@ -242,7 +361,7 @@ class Training:
         self.state = sharding.replicate(self.mesh, state)
 
 
-def _informed(run: Training, seed: int, examples: ChoiceExamples) -> Method:
+def _informed(run: Training, seed: int, examples: Examples) -> Method:
     """The method with what it chooses by looking at the examples: the entries of a FISH mask.
 
     As in T-Few, every example counts once, under one template drawn at random.
@@ -271,7 +390,7 @@ def _first_state(run: Training, seed: int) -> TrainState:
     return sharding.replicate(run.mesh, init_state(stored, run.optimizer, run_key))
 
 
-def set_up(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> Training:
+def set_up(config: Experiment, backbone: Backbone, examples: Examples) -> Training:
     """Everything that a loop needs, with the state before the first step."""
     training = config.training
     method = open_method(config, backbone, examples)
@@ -279,7 +398,7 @@ def set_up(config: Experiment, backbone: Backbone, examples: ChoiceExamples) -> 
     optimizer = make_optimizer(config.optimizer.over(training.steps), method)
     check_method(method, backbone, examples)
     objective = make_objective(
-        answer_of(config, backbone),
+        answer_of(config, backbone, examples=examples),
         backbone,
         **dataclasses.asdict(config.loss),
         memory_budget=config.evaluation.memory_budget_mb * 2**20,
@@ -359,7 +478,9 @@ def run(
     return _Run(output, training, test_examples, console).go(resume)
 
 
-def _check_labels(examples: ChoiceExamples) -> None:
+def _check_labels(examples: Examples) -> None:
+    if isinstance(examples, TextExamples):
+        return
     labels = np.unique(examples.label)
     if len(labels) < 2 and examples.choice_mask.sum(1).max() > 1:
         raise InputError(
@@ -401,7 +522,7 @@ def _open_folder(config: Experiment, output: Path, overwrite: bool) -> None:
 class _Run:
     """The loop over one folder: logs, checkpoints, signals, and the end."""
 
-    def __init__(self, output: Path, training: Training, test: ChoiceExamples, console: Console):
+    def __init__(self, output: Path, training: Training, test: Examples, console: Console):
         self.output = output
         self.training = training
         self.test = test
@@ -415,19 +536,20 @@ class _Run:
         self._stop: int | None = None
         self._compiled: tuple[int, float] | None = None  # first step made here, seconds by then
         self._eval_mesh = evaluation_mesh(self.config)
-        self._score = open_scorer(self.config, training.backbone, training.method, self._eval_mesh)
+        self._answer = answer_of(self.config, training.backbone, examples=test)
+        self._measure, self._measure_frozen = (
+            open_measure(self.config, training.backbone, method, test, self._eval_mesh)
+            for method in (training.method, None)
+        )
         self._zero_shot = self.config.evaluation.zero_shot and self._answers_frozen(test)
-        self._score_frozen = open_scorer(self.config, training.backbone, None, self._eval_mesh)
         self._eval_frozen = sharding.replicate(self._eval_mesh, training.backbone.params)
 
-    def _answers_frozen(self, test: ChoiceExamples) -> bool:
+    def _answers_frozen(self, test: Examples) -> bool:
         """Whether the backbone by itself says anything: it reads no markers, and a head or a
         verbaliser that the adapter brings says nothing before it is trained."""
-        backbone = self.training.backbone
-        answer = answer_of(self.config, backbone)
-        if answer == "head":
-            return backbone.config.num_labels == test.choices.shape[1]
-        return answer != "trained_verbalizer" and not test.has_markers
+        if self._answer == "head" and isinstance(test, ChoiceExamples):
+            return self.training.backbone.config.num_labels == test.choices.shape[1]
+        return self._answer != "trained_verbalizer" and not test.has_markers
 
     def go(self, resume: bool) -> dict[str, Any]:
         from peft_jax.metrics_log import MetricsLog
@@ -442,7 +564,7 @@ class _Run:
                     self._train(log)
                 evaluation = self._evaluate("evaluation")
                 log.write(
-                    self.config.training.steps, evaluation_accuracy=evaluation.accuracy.median
+                    self.config.training.steps, evaluation_score=evaluation.reported[1].median
                 )
             return self._finish(evaluation)
         finally:
@@ -514,8 +636,8 @@ class _Run:
                 every = config.evaluate_every
                 if every and made % every == 0 and not at_end:
                     before = time.perf_counter()
-                    accuracy = self._evaluate("evaluation", quiet=True).accuracy.median
-                    log.write(made, evaluation_accuracy=accuracy)
+                    score = self._evaluate("evaluation", quiet=True).reported[1].median
+                    log.write(made, evaluation_score=score)
                     started += time.perf_counter() - before
 
     def _speed(self, made: int) -> float:
@@ -524,29 +646,25 @@ class _Run:
         steps = made - first
         return steps * self.config.training.batch_size / max(self.seconds - seconds, 1e-9)
 
-    def _evaluate(self, what: str, frozen: bool = False, quiet: bool = False) -> Evaluation:
+    def _evaluate(
+        self, what: str, frozen: bool = False, quiet: bool = False
+    ) -> Evaluation | TextEvaluation:
         adapter = {} if frozen else sharding.replicate(self._eval_mesh, self.training.state.stored)
+        measure = self._measure_frozen if frozen else self._measure
         with step_bar(self.console, f"{what:>10}", len(self.test), quiet) as advance:
-            return evaluate(
-                self._score_frozen if frozen else self._score,
-                adapter,
-                self._eval_frozen,
-                self.test,
-                batch_size=self.config.evaluation.batch_size,
-                mesh=self._eval_mesh,
-                advance=advance,
-            )
+            return measure(adapter, self._eval_frozen, self.test, advance)
 
     # ------------------------------------------------------------------ the end
-    def _finish(self, evaluation: Evaluation) -> dict[str, Any]:
+    def _finish(self, evaluation: Evaluation | TextEvaluation) -> dict[str, Any]:
         run, config = self.training, self.config
         adapter = jax.device_get(run.state.stored)
-        answer = answer_of(config, run.backbone)
+        metric, score = evaluation.reported
         details = {
             "task": config.task,
-            "answer": answer,
+            "answer": self._answer,
             "labels": evaluation.examples.details.get("labels", []),
-            "accuracy_median": evaluation.accuracy.median,
+            "metric": metric,
+            "score_median": score.median,
         }
         path = save_adapter(self.output / ADAPTER_FILE, adapter, run.method, run.backbone, details)
         evaluation.write(self.output / "predictions.jsonl")
@@ -555,7 +673,7 @@ class _Run:
             "task": config.task,
             "backbone": run.backbone.name,
             "method": list(config.method),
-            "answer": answer,
+            "answer": self._answer,
             "seed": config.seed,
             "steps": config.training.steps,
             "training_examples": run.sampler.examples.num_examples,

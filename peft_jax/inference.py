@@ -17,16 +17,15 @@ from peft_jax.adapter import load_adapter, read_header
 from peft_jax.answers import mask_token
 from peft_jax.backbones import Backbone, load_backbone
 from peft_jax.config import Experiment, check
-from peft_jax.decoding import Decoding, cut_text, generate
+from peft_jax.decoding import Decoding, decode_texts, generate
 from peft_jax.errors import InputError
-from peft_jax.evaluation import evaluate
 from peft_jax.experiment import (
     check_method,
     evaluation_mesh,
     method_names,
     open_backbone,
     open_examples,
-    open_scorer,
+    open_measure,
 )
 from peft_jax.methods import merge
 from peft_jax.methods.prompt_places import marker_rows
@@ -58,16 +57,13 @@ def evaluate_adapter(
     )
     check_method(method, backbone, examples)
     mesh = evaluation_mesh(config)
-    scorer = open_scorer(config, backbone, method, mesh)
+    measure = open_measure(config, backbone, method, examples, mesh)
     with step_bar(console, "evaluation", len(examples)) as advance:
-        evaluation = evaluate(
-            scorer,
+        evaluation = measure(
             sharding.replicate(mesh, adapter),
             sharding.replicate(mesh, backbone.params),
             examples,
-            batch_size=config.evaluation.batch_size,
-            mesh=mesh,
-            advance=advance,
+            advance,
         )
     summary = evaluation.summary()
     console.print(report.evaluation_table(summary))
@@ -163,12 +159,7 @@ def _refuse_decoding(decoding: Decoding) -> None:
 def _write(backbone, params, batch, decoding, seed, tokenizer) -> list[tuple[str, float | None]]:
     """Generated texts without their ends, with scores where there are several."""
     written = generate(backbone, params, batch, decoding, jax.random.key(seed), tokenizer=tokenizer)
-    ends = decoding.for_backbone(backbone.config).eos_ids
-    texts = []
-    for tokens, length in zip(written.tokens[0], written.lengths[0].tolist(), strict=True):
-        kept = [id for id in np.asarray(tokens[:length]).tolist() if id not in ends]
-        text = cut_text(tokenizer.decode(kept, skip_special=True), decoding.stop)
-        texts.append(text.strip())
+    (texts,) = decode_texts(written, backbone.config, decoding, tokenizer)
     if len(texts) == 1:
         return [(texts[0], None)]
     return list(zip(texts, written.scores[0].tolist(), strict=True))

@@ -48,10 +48,9 @@ class TrainingProgress:
         self._bar.reset(self._task, total=self._steps, completed=step)
 
     def update(self, step: int, metrics: Mapping[str, float], examples_per_second: float) -> None:
-        figures = (
-            f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.2f}  "
-            f"{examples_per_second:.0f} examples/s"
-        )
+        # A model that writes its answers has no accuracy while it is trained.
+        accuracy = f"accuracy {metrics['accuracy']:.2f}  " if "accuracy" in metrics else ""
+        figures = f"loss {metrics['loss']:.3f}  {accuracy}{examples_per_second:.0f} examples/s"
         self._bar.update(self._task, completed=step, figures=figures)
         if not self._console.is_terminal and step >= self._next_line:
             self._console.print(f"step {step}/{self._steps}  {figures}")

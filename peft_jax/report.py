@@ -67,16 +67,17 @@ def draw_run(path: Path, metrics: Sequence[Mapping[str, Any]], result: Mapping[s
     losses.set(title="Training loss", xlabel="step", ylabel="nats")
     losses.legend(frameon=False)
 
-    accuracy.plot(
-        steps, [line["accuracy"] for line in train], color=GREY, lw=1, label="training batches"
-    )
-    points = [(m["step"], m["evaluation_accuracy"]) for m in metrics if "evaluation_accuracy" in m]
-    split = result["evaluation"]["split"]
+    metric, split = result["evaluation"]["metric"], result["evaluation"]["split"]
+    if train and metric in train[0]:
+        batches = [100 * line[metric] for line in train]
+        accuracy.plot(steps, batches, color=GREY, lw=1, label="training batches")
+    points = [(m["step"], m["evaluation_score"]) for m in metrics if "evaluation_score" in m]
     accuracy.plot(*zip(*points, strict=True), "o-", color=BLUE, label=f"{split}, median")
     if result.get("zero_shot"):
-        zero = result["zero_shot"]["accuracy_median"]
+        zero = result["zero_shot"]["score_median"]
         accuracy.axhline(zero, color=ORANGE, ls="--", label="zero-shot")
-    accuracy.set(title="Accuracy", xlabel="step", ylim=(0, 1.02))
+    accuracy.set(title=f"{metric}, %" if metric == "accuracy" else metric, xlabel="step")
+    accuracy.set_ylim(0, 102 if metric == "accuracy" else None)
     accuracy.legend(frameon=False, loc="lower right")
 
     _draw_templates(templates, result)
@@ -86,8 +87,8 @@ def draw_run(path: Path, metrics: Sequence[Mapping[str, Any]], result: Mapping[s
 
 
 def _draw_templates(axis, result: Mapping[str, Any]) -> None:
-    after = result["evaluation"]["accuracy_per_template"]
-    before = (result.get("zero_shot") or {}).get("accuracy_per_template", {})
+    after = result["evaluation"]["score_per_template"]
+    before = (result.get("zero_shot") or {}).get("score_per_template", {})
     names = sorted(after, key=after.__getitem__)
     places = np.arange(len(names))
     for place, name in zip(places, names, strict=True):
@@ -98,7 +99,9 @@ def _draw_templates(axis, result: Mapping[str, Any]) -> None:
         axis.scatter([before[n] for n in names], places, color=ORANGE, label="zero-shot", zorder=2)
     axis.set_yticks(places, [n if len(n) < 28 else n[:26] + "…" for n in names], fontsize=8)
     axis.grid(axis="x", alpha=0.25)
-    axis.set(title="Accuracy under each template", xlim=(0, 1.02))
+    metric = result["evaluation"]["metric"]
+    axis.set(title=f"{metric} under each template")
+    axis.set_xlim(0, 102 if metric == "accuracy" else None)
     axis.legend(frameon=False, loc="lower left")
 
 
@@ -130,12 +133,13 @@ def run_table(result: Mapping[str, Any]):
     def figures(part: Mapping[str, Any] | None) -> str:
         if not part:
             return "-"
-        return f"{100 * part['accuracy_median']:.1f} ({100 * part['accuracy_iqr']:.1f})"
+        return f"{part['score_median']:.1f} ({part['score_iqr']:.1f})"
 
     evaluation = result["evaluation"]
+    metric = evaluation["metric"]
     rows = [
-        ("accuracy, median over templates (IQR)", figures(evaluation)),
-        ("zero-shot accuracy (IQR)", figures(result.get("zero_shot"))),
+        (f"{metric}, median over templates (IQR)", figures(evaluation)),
+        (f"zero-shot {metric} (IQR)", figures(result.get("zero_shot"))),
         ("evaluated on", f"{evaluation['examples']:,} examples x {_templates(evaluation)}"),
         ("trained on", f"{result['training_examples']:,} examples, {result['steps']:,} steps"),
         (
@@ -152,17 +156,18 @@ def run_table(result: Mapping[str, Any]):
 
 
 def evaluation_table(summary: Mapping[str, Any]):
-    """Accuracy under every template, and the median."""
+    """Every figure under every template, and the medians."""
+    names = list(summary["figures"])
     rows = [
-        (name, f"{100 * accuracy:.1f}")
-        for name, accuracy in summary["accuracy_per_template"].items()
+        (template, *(f"{figures[name]:.1f}" for name in names))
+        for template, figures in summary["figures_per_template"].items()
     ]
-    median, iqr = summary["accuracy_median"], summary["accuracy_iqr"]
-    rows.append(("median (IQR)", f"{100 * median:.1f} ({100 * iqr:.1f})"))
+    spreads = (summary["figures"][name] for name in names)
+    rows.append(("median (IQR)", *(f"{s['median']:.1f} ({s['iqr']:.1f})" for s in spreads)))
     title = f"{summary['task']} {summary['split']}, {summary['examples']:,} examples"
-    return table(title, ("template", "accuracy"), rows)
+    return table(title, ("template", *names), rows)
 
 
 def _templates(evaluation: Mapping[str, Any]) -> str:
-    number = len(evaluation["accuracy_per_template"])
+    number = len(evaluation["score_per_template"])
     return f"{number} template{'s' if number != 1 else ''}"

@@ -27,7 +27,7 @@ from peft_jax.experiment import (
     Training,
     evaluation_mesh,
     open_backbone,
-    open_examples,
+    open_choices,
     open_scorer,
     set_up,
     train_steps,
@@ -201,13 +201,11 @@ class Bench:
         self.backbone = backbone
         self.mesh = evaluation_mesh(config)
         self.params = sharding.replicate(self.mesh, backbone.params)
-        self.test = open_examples(
+        self.test = open_choices(
             config.task, config.data, backbone, config.seed, training=False, answer=config.answer
         )
         draws = [
-            open_examples(
-                config.task, config.data, backbone, s, training=True, answer=config.answer
-            )
+            open_choices(config.task, config.data, backbone, s, training=True, answer=config.answer)
             for s in seeds
         ]
         self.draws = dict(zip(seeds, _same_shape(draws), strict=True))

@@ -30,7 +30,7 @@ from peft_jax import markers
 from peft_jax.errors import InputError
 from peft_jax.example_rows import ExampleRows
 from peft_jax.ragged import Ragged, Records, Texts, encode_record
-from peft_jax.tensor_files import open_with_metadata, write_tensors
+from peft_jax.tensor_files import StoredTensor, open_with_metadata, write_tensors
 
 _FORMAT = "peft_jax.text_examples"
 _VERSION = 1
@@ -666,3 +666,9 @@ def _row_lengths(tokens: Ragged, rows: np.ndarray) -> np.ndarray:
 
 def _round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
+
+
+def _mapped(tensor: StoredTensor) -> np.ndarray:
+    if tensor.map is None:
+        raise InputError("its format cannot be mapped")
+    return tensor.map()

@@ -2,7 +2,8 @@
 
 =================  ==============================================================================
 `prompts`          prompt templates in promptsource's YAML format, rendered with jinja2
-`datasets`         the table of datasets: fields, labels, where they lie, templates, shots
+`datasets`         datasets: fields, labels, where they lie, templates, shots
+`catalogue`        all tasks and mixtures by name, from the modules that define them
 `sources`          rows of a dataset, from a folder of JSONL files or from TFDS
 `few_shot`         T-Few's draws of training examples
 `prompted`         a task's rows under its templates, as text
@@ -10,6 +11,7 @@
 `vocabularies`     any tokenizer of a Hugging Face folder as a seqio vocabulary *
 `converters`       seqio feature converters: answer choices, text to text, decoders' sequences *
 `registry`         datasets, users' folders and the embedded tasks as seqio tasks and mixtures *
+`texts`            a task whose answers are written -> `peft_jax.text_examples`
 `encoders`         a task's classes for a head, its answers' words for a masked-LM's mask
 `options`          what every way of preparing a task can be asked for
 `prepare`          a task -> the plain arrays of `peft_jax.examples` *

@@ -25,6 +25,7 @@ def describe(
         "few_shot_style": None if shots is None else style,
         "metrics": list(task.definition.metrics if task.definition else ("accuracy",)),
         "labels": list(task.dataset.labels),
+        "decoding": dict(task.definition.decoding) if task.definition else {},
     } | more
 
 

@@ -23,10 +23,18 @@ from peft_jax.tasks.options import check_limits, describe, progress_bar
 from peft_jax.tasks.prompted import find_task
 from peft_jax.tasks.registry import seqio_task, seqio_task_name
 from peft_jax.tasks.tensorflow_data import seqio
+from peft_jax.tasks.texts import text_examples
 from peft_jax.tasks.vocabularies import load_vocabulary
+from peft_jax.text_examples import TextExamples
 from peft_jax.tokenizer import Kind
 
-__all__ = ["choice_examples", "label_examples", "prepare", "verbalizer_examples"]
+__all__ = [
+    "choice_examples",
+    "label_examples",
+    "prepare",
+    "text_examples",
+    "verbalizer_examples",
+]
 
 _ROWS_AT_ONCE = 256
 
@@ -73,6 +81,8 @@ def choice_examples(
     limits = {"max_input_length": max_input_length, "max_choice_length": max_choice_length}
     check_limits(**limits, multiple=multiple)
     found = find_task(task, directory=directory, templates=templates)
+    if not found.ranks:
+        raise InputError(f"task {task} has no answer choices to rank: its answers are written")
     found = found.drawn(split, shots, seed, few_shot_style)
     load_vocabulary(backbone_vocabulary_path, kind)  # says what is wrong before anything is read
     with progress_bar(progress) as track:
@@ -104,6 +114,7 @@ def choice_examples(
         vocabulary=vocabulary_identity(backbone_vocabulary_path),
         details=details,
         pad_id=pad_id,
+        keep=tuple(dict(row.keep) for row in rows) if any(row.keep for row in rows) else (),
         **arrays,
     ).trimmed(multiple)
 
@@ -113,21 +124,24 @@ def prepare(
     output: str | os.PathLike,
     *,
     split: str = "train",
-    rows: Literal["choices", "labels", "verbalizers"] = "choices",
+    rows: Literal["choices", "labels", "verbalizers", "texts"] = "choices",
     overwrite: bool = False,
     **options,
-) -> ChoiceExamples:
+) -> ChoiceExamples | TextExamples:
     """Writes a split, tokenised, to a file that trains without TensorFlow.
 
     Args:
-        task, split, options: see `choice_examples`, `label_examples`, `verbalizer_examples`.
+        task, split, options: see `choice_examples`, `label_examples`, `verbalizer_examples`,
+            `text_examples`.
         output: the file; one that exists is refused unless ``overwrite``.
-        rows: which of the three makes them.
+        rows: which of the four makes them.
 
     Raises InputError as they do, and for an output that exists.
     """
     if Path(output).exists() and not overwrite:
         raise InputError(f"{output} exists: give another --output, or --overwrite to replace it")
+    if rows == "texts":
+        return text_examples(task, split, file=output, **options)
     make = {
         "choices": choice_examples,
         "labels": label_examples,

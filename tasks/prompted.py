@@ -257,6 +257,7 @@ def find_rows(
         return replace(_embedded_task(name, None, None), templates=())
     definition = find_definition(name, directory)
     dataset, folder = find_source(name if definition is None else definition.dataset, directory)
+    definition = definition or TaskDefinition(name, dataset, group="own")
     report = RowReport(on_bad_row)
     read = functools.cache(lambda split: read_rows(dataset, split, folder, report))
     return PromptedTask(name, dataset, (), read, definition=definition, report=report)

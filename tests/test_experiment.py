@@ -108,7 +108,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(config, whole, tmp_path, 
     ours, theirs = (load_file(f / "adapter.safetensors") for f in (output, whole))
     for name in theirs:
         np.testing.assert_array_equal(ours[name], theirs[name])
-    keep = ("step", "loss", "accuracy", "evaluation_accuracy")
+    keep = ("step", "loss", "accuracy", "evaluation_score")
     logs = [
         [{k: m[k] for k in keep if k in m} for m in report.read_metrics(f / "metrics.jsonl")]
         for f in (output, whole)

@@ -11,8 +11,8 @@ stopping              texts and token sequences that end a text
 ====================  ==============================================================================
 """
 
-from peft_jax.decoding.generation import Generated, generate, greedy
+from peft_jax.decoding.generation import Generated, decode_texts, generate, greedy
 from peft_jax.decoding.options import Decoding
 from peft_jax.decoding.stopping import cut_text
 
-__all__ = ["Decoding", "Generated", "cut_text", "generate", "greedy"]
+__all__ = ["Decoding", "Generated", "cut_text", "decode_texts", "generate", "greedy"]

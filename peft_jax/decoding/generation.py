@@ -18,7 +18,7 @@ from peft_jax.decoding.one_by_one import decode_one_by_one
 from peft_jax.decoding.options import Decoding
 from peft_jax.decoding.processing import Strengths
 from peft_jax.decoding.step import Layers, Read, read, separate_layers, without_layers
-from peft_jax.decoding.stopping import Stops, find_stops
+from peft_jax.decoding.stopping import Stops, cut_text, find_stops
 from peft_jax.errors import InputError
 from peft_jax.tokenizer import Tokenizer, load_tokenizer
 from peft_jax.transformer import Batch, Config
@@ -89,6 +89,23 @@ def generate(
     return Generated(
         tokens.reshape(*shape, decoding.max_length), lengths, log_probs.reshape(shape) / lengths
     )
+
+
+def decode_texts(
+    written: Generated, config: Config, decoding: Decoding, tokenizer: Tokenizer
+) -> list[list[str]]:
+    """The texts of B inputs, ``Decoding.sequences`` of each, without what ended them."""
+    ends = decoding.for_backbone(config).eos_ids or ()
+    lengths = np.asarray(written.lengths).tolist()
+    texts = []
+    for rows, row_lengths in zip(np.asarray(written.tokens).tolist(), lengths, strict=True):
+        kept = [
+            [id for id in tokens[:length] if id not in ends]
+            for tokens, length in zip(rows, row_lengths, strict=True)
+        ]
+        decoded = (tokenizer.decode(ids, skip_special=True) for ids in kept)
+        texts.append([cut_text(text, decoding.stop).strip() for text in decoded])
+    return texts
 
 
 def greedy(backbone: Backbone, params: Params, batch: Batch, max_length: int = 64) -> jax.Array:
