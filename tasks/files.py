@@ -141,11 +141,12 @@ def _read_txt(file: Path) -> Iterator[Row | BadRow]:
 
 def _json_line(line: str, where: str) -> Row:
     try:
-        return _json_row(json.loads(line), where)
+        value = json.loads(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
         raise BadRow(f"{where}: not JSON: {error.msg} (column {error.colno})") from error
     except (RecursionError, ValueError) as error:  # nested without end; a number without end
         raise BadRow(f"{where}: not JSON: {error}") from error
+    return _json_row(value, where)
 
 
 def _json_row(value, where: str) -> Row:

@@ -41,6 +41,8 @@ _USUAL_FOLDERS = ("data", "default", "plain_text")
 # Kinds of files that hold data under whatever name; texts and JSON hold other things too.
 _DATA_ONLY = ("jsonl", "csv", "tsv", "parquet")
 _SHARD = re.compile(r"[-.](?P<number>\d+)(?:-of-(?P<count>\d+))?(?:-[0-9a-f]{8,})?")
+# What code that unpacks a row raises where the row is of another shape.
+_UNEXPECTED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 # How TFDS nests the place of a row, from the outer part to the inner.
 _NESTED_INDEX = ("paragraph", "passage", "question", "query", "answer")
 
@@ -167,9 +169,10 @@ def _find_files(dataset: Dataset, folder: Path, split: str) -> list[Path]:
     published = [name for name in (dataset.hub, dataset.tfds) if name]
     configurations = [name.rpartition("/")[2] for name in published if "/" in name]
     inner = dict.fromkeys(["", *configurations, *_USUAL_FOLDERS])
+    listed = {folder / name: _data_files(folder / name) for name in inner}
     for stem in _stems(dataset, split):
-        for place in (folder / name for name in inner):
-            found = _files_of(place, stem)
+        for place, files in listed.items():
+            found = _files_of(place, stem, files)
             if found:
                 return found
     return []
@@ -187,9 +190,11 @@ def _stems(dataset: Dataset, split: str) -> list[str]:
     return list(dict.fromkeys(stems))
 
 
-def _files_of(place: Path, stem: str) -> list[Path]:
-    """The files of one stem in one folder: a file, its shards, or a folder of files."""
-    place, stem = (place / stem).parent, Path(stem).name
+def _files_of(place: Path, stem: str, files: list[Path]) -> list[Path]:
+    """The files of one stem among those of one folder: a file, its shards, or a folder of files."""
+    if "/" in stem:
+        place, stem = (place / stem).parent, Path(stem).name
+        files = _data_files(place)
     inside = sorted(_data_files(place / stem))
     if inside:
         kinds = sorted({str(ending_of(file)) for file in inside})
@@ -197,7 +202,7 @@ def _files_of(place: Path, stem: str) -> list[Path]:
             raise InputError(f"{place / stem} holds files of several kinds: {', '.join(kinds)}")
         return inside
     whole, shards = [], []
-    for file in _data_files(place):
+    for file in files:
         name = stem_of(file)
         if name.lower() == stem.lower():
             whole.append(file)
@@ -318,6 +323,9 @@ def _normalised(
         except InputError as error:
             counted.bad(error if isinstance(error, BadRow) else BadRow(str(error)))
             made = []
+        except _UNEXPECTED as error:
+            counted.bad(_not_laid_out(dataset, row, error))
+            made = []
         yield from made
     counted.refuse_if_none_is_left()
 
@@ -327,13 +335,15 @@ def _expanded(dataset: Dataset, row: Row) -> list[dict]:
         return [row]
     try:
         return dataset.expand(row)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise BadRow(f"{row.where}: {error}") from error
-        raise BadRow(
-            f"{row.where}: the row is not laid out as {dataset.name}'s are "
-            f"({type(error).__name__}: {error}); it has " + ", ".join(row)
-        ) from error
+    except InputError as error:
+        raise BadRow(f"{row.where}: {error}") from error
+
+
+def _not_laid_out(dataset: Dataset, row: Row, error: Exception) -> BadRow:
+    return BadRow(
+        f"{row.where}: the row is not laid out as {dataset.name}'s are ({type(error).__name__}: "
+        f"{error}); it has " + ", ".join(row)
+    )
 
 
 def _is_held_out(dataset: Dataset, split: str, folder: Path) -> bool:
