@@ -1,6 +1,12 @@
 """In-context learning: solved examples in front of the input, and nothing trained (the baseline).
 
-Brown et al. 2020; the concatenation form that Liu et al. 2022 compare T-Few with.
+Brown et al. 2020. `with_demonstrations` is the concatenation that Liu et al. 2022 compare T-Few
+with, `one_demonstration_each` the ensemble of their code, and `content_free` with `calibrated`
+contextual calibration (Zhao et al. 2021)::
+
+    free, group = content_free(queries, [tokenizer.encode(text) for text in CONTENT_FREE])
+    scores, biases = (score(with_demonstrations(q, shots, ...)) for q in (queries, free))
+    scores = calibrated(scores, biases, group)
 """
 
 from __future__ import annotations
@@ -12,6 +18,10 @@ import numpy as np
 
 from peft_jax.errors import InputError
 from peft_jax.examples import ChoiceExamples
+from peft_jax.metrics.calibration import contextual_calibration
+
+CONTENT_FREE = ("N/A", "", "[MASK]")
+"""Inputs that say nothing, as Zhao et al. 2021 average over."""
 
 
 def with_demonstrations(
@@ -52,7 +62,7 @@ def with_demonstrations(
             f"demonstrations are padded with {shots.pad_id}, queries with {queries.pad_id}"
         )
     dropped = [shots.pad_id, eos_id, *([] if bos_id is None else [bos_id])]
-    order = np.random.default_rng([seed, 0x1C1]).permutation(shots.example_ids)
+    order = _order(shots, seed)
     demonstrations = [
         _demonstrations(shots, template, order, count, dropped, separator)
         for template in range(shots.num_templates)
@@ -72,6 +82,109 @@ def with_demonstrations(
         padded[row, : len(tokens)] = tokens
     details = {**queries.details, "demonstrations": count, "demonstration_seed": seed}
     return dataclasses.replace(queries, encoder_input_tokens=padded, details=details)
+
+
+def one_demonstration_each(
+    queries: ChoiceExamples, shots: ChoiceExamples, *, count: int, seed: int, **options
+) -> list[ChoiceExamples]:
+    """An ensemble: the queries ``count`` times, each time behind another single demonstration.
+
+    T-Few's code votes over them (``icl_method`` "ensemble"): score each, and give the scores,
+    stacked [R, count, C], to ``ensembles.combine_scores`` with "majority". For an ensemble of sets
+    or orders, take `with_demonstrations` of several seeds.
+
+    Args:
+      queries, shots, seed, options: as for `with_demonstrations`, from whose draw these are the
+        first ``count``. Under a template that skips an example its query stands alone.
+
+    Raises:
+      InputError: there are not so many examples; and as `with_demonstrations` does.
+    """
+    if not 1 <= count <= shots.num_examples:
+        raise InputError(f"{count} demonstrations of {shots.num_examples} examples")
+    places = {example: place for place, example in enumerate(shots.example_ids.tolist())}
+    return [
+        with_demonstrations(
+            queries, shots.subset(examples=[places[example]]), count=1, seed=seed, **options
+        )
+        for example in _order(shots, seed)[:count].tolist()
+    ]
+
+
+def content_free(
+    queries: ChoiceExamples,
+    texts: Sequence[Sequence[int]] = ((),),
+    *,
+    eos_id: int = 1,
+    bos_id: int | None = None,
+) -> tuple[ChoiceExamples, np.ndarray]:
+    """Queries that say nothing, to find what a model answers whatever it is asked.
+
+    The whole query goes, the words of its template included, as in T-Few's code (``icl_modeling``
+    "calibration", with nothing in its place); demonstrations are then put in front as usual.
+
+    Args:
+      queries: to be calibrated.
+      texts: K texts without content, as tokens; by default the empty one.
+      eos_id, bos_id: kept at the end and the start where a query has them.
+
+    Returns:
+      K * G rows, text by text: one for each text and each of the G groups of queries with the same
+      template and the same choices; and [R] int, each query's group.
+    """
+    keys = np.concatenate(
+        [queries.template[:, None], queries.choices.reshape(len(queries), -1)], axis=1
+    )
+    _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    rows = []
+    for text in texts:
+        for row in first:
+            tokens = queries.encoder_input_tokens[row]
+            tokens = tokens[tokens != queries.pad_id]
+            start = tokens[:1] if bos_id is not None and tokens[0] == bos_id else tokens[:0]
+            end = tokens[-1:] if tokens[-1] == eos_id else tokens[:0]
+            rows.append(np.concatenate([start, np.asarray(text, np.int32), end]))
+    inputs = np.full((len(rows), max(1, *map(len, rows))), queries.pad_id, np.int32)
+    for row, tokens in enumerate(rows):
+        inputs[row, : len(tokens)] = tokens
+    chosen = np.tile(first, len(texts))
+    made = dataclasses.replace(
+        queries,
+        encoder_input_tokens=inputs,
+        encoder_token_types=None,
+        choices=queries.choices[chosen],
+        choice_mask=queries.choice_mask[chosen],
+        label=queries.label[chosen],
+        example=queries.example[chosen],
+        template=queries.template[chosen],
+        keep=(),
+    )
+    return made, group.reshape(-1)
+
+
+def calibrated(scores: np.ndarray, biases: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Scores without what a model answers to inputs that say nothing.
+
+    Args:
+      scores: [R, C] log-probabilities of the queries' choices.
+      biases: [K * G, C], those of `content_free`'s rows behind the same demonstrations.
+      group: [R] int, from `content_free`.
+
+    Returns:
+      [R, C] float64 log-probabilities, see ``metrics.calibration.contextual_calibration``.
+    """
+    groups = int(group.max()) + 1
+    by_text = np.asarray(biases).reshape(-1, groups, scores.shape[1])
+    made = np.empty(scores.shape, np.float64)
+    for index in range(groups):
+        rows = group == index
+        made[rows] = contextual_calibration(scores[rows], by_text[:, index])
+    return made
+
+
+def _order(shots: ChoiceExamples, seed: int) -> np.ndarray:
+    """The examples' ids in the order in which a seed takes them."""
+    return np.random.default_rng([seed, 0x1C1]).permutation(shots.example_ids)
 
 
 def _demonstrations(shots, template, order, count, dropped, separator) -> list[np.ndarray]:

@@ -110,3 +110,46 @@ def test_a_decoders_prompt_has_bos_once_and_separators_between():
         assert [t for t in tokens if t not in (0, 7, 8)] == expected
     with pytest.raises(InputError, match="padded with 0, queries with -1"):
         icl.with_demonstrations(queries, SHOTS, count=1, seed=0)
+
+
+def test_an_ensemble_shows_the_draws_demonstrations_one_by_one():
+    members = icl.one_demonstration_each(QUERIES, SHOTS, count=2, seed=3)
+    together = icl.with_demonstrations(QUERIES, SHOTS, count=2, seed=3)
+    for row in range(len(QUERIES)):
+        query = text(QUERIES.encoder_input_tokens[row])
+        fronts = [text(m.encoder_input_tokens[row])[: -len(query)] for m in members]
+        assert all(fronts)
+        assert fronts[0] + fronts[1] == text(together.encoder_input_tokens[row])[: -len(query)]
+    with pytest.raises(InputError, match="4 demonstrations of 3 examples"):
+        icl.one_demonstration_each(QUERIES, SHOTS, count=4, seed=0)
+
+
+def test_content_free_queries_are_one_for_each_text_and_kind_of_choices():
+    free, group = icl.content_free(QUERIES, [[30, 31], []])
+    assert group.tolist() == [0, 1, 0, 1]  # two templates, whose choices differ
+    assert [text(t) for t in free.encoder_input_tokens] == [[30, 31, 1]] * 2 + [[1]] * 2
+    assert free.template.tolist() == [0, 1, 0, 1]
+    shown = icl.with_demonstrations(free, SHOTS, count=3, seed=0)
+    with_query = icl.with_demonstrations(QUERIES, SHOTS, count=3, seed=0)
+    for row in range(len(QUERIES)):
+        query = text(QUERIES.encoder_input_tokens[row])
+        front = text(with_query.encoder_input_tokens[row])[: -len(query)]
+        assert text(shown.encoder_input_tokens[group[row]]) == [*front, 30, 31, 1]
+    decoders, _ = icl.content_free(for_decoders(QUERIES), [[30]], bos_id=0)
+    assert decoders.encoder_input_tokens.tolist() == [[0, 30]] * 2
+
+
+def test_calibration_takes_away_what_is_answered_to_nothing():
+    rng = np.random.default_rng(0)
+    evidence, group = rng.normal(size=(6, 2)), np.array([0, 1, 0, 1, 0, 0])
+    bias = np.array([[3.0, 0.0], [0.0, 2.0]])  # of each template
+    scores = np.log(np.exp(evidence) / np.exp(evidence).sum(1, keepdims=True)) + bias[group]
+    made = icl.calibrated(scores, np.concatenate([bias, bias]), group)
+    np.testing.assert_allclose(np.exp(made).sum(1), 1)
+    np.testing.assert_allclose(made[:, 0] - made[:, 1], evidence[:, 0] - evidence[:, 1])
+    assert (scores.argmax(1) != evidence.argmax(1)).any()  # there was something to take away
+    # Texts are averaged as probabilities, not as logarithms (Zhao et al. 2021, section 5).
+    two = np.log([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5], [0.4, 0.6]])
+    prior = np.log((np.exp(two[:2]) + np.exp(two[2:])) / 2)
+    expected = (scores - prior[group]).argmax(1)
+    np.testing.assert_array_equal(icl.calibrated(scores, two, group).argmax(1), expected)
