@@ -60,6 +60,19 @@ class DataConfig:
     """Training examples to draw; by default the dataset's own number in T-Few (32). 0: all."""
     few_shot_seed: int | None = None
     """Seed of the draw; by default the run's seed, as in T-Few."""
+    few_shot_style: Literal["tfew", "per_class", "balanced"] = "tfew"
+    """tfew: as T-Few drew each dataset, mostly the first of a shuffle; per_class: shots of each
+    class; balanced: shots in all, as many of each class."""
+    dev_shots: int | None = None
+    """Evaluate on so many rows of the training split beside those that are drawn, as few-shot
+    papers develop; by default on the evaluation split."""
+    folds: int | None = None
+    """Cross-validation: deal the training split into so many parts (as many as there are rows:
+    leave-one-out), train on all but one and evaluate on that one."""
+    fold: int = 0
+    """Which part is held out, 0 to folds - 1."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be read or rendered stops the run, or is left out and counted."""
     max_input_length: int | None = None
     """Inputs are cut at this many tokens, EOS included; by default the task's own, mostly 256."""
     max_choice_length: int = 64
@@ -179,6 +192,9 @@ def check(config: Experiment) -> None:
         "training.evaluate_every": (config.training.evaluate_every, 0),
         "evaluation.batch_size": (config.evaluation.batch_size, 1),
         "evaluation.memory_budget_mb": (config.evaluation.memory_budget_mb, 1),
+        "data.folds": (config.data.folds or 2, 2),
+        "data.fold": (config.data.fold, 0),
+        "data.dev_shots": (config.data.dev_shots or 1, 1),
         "data.max_input_length": (config.data.max_input_length or 2, 2),
         "data.max_target_length": (config.data.max_target_length or 2, 2),
         "data.max_choice_length": (config.data.max_choice_length, 2),

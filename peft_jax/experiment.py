@@ -263,6 +263,18 @@ def open_choices(
     return examples
 
 
+def notes_of(examples: Examples) -> list[str]:
+    """What somebody who reads a score should know of the rows: what was skipped, and cut."""
+    notes = list(examples.details.get("notes", ()))
+    if cut := examples.details.get("cut_targets"):
+        limit = examples.details["max_target_length"]
+        notes.append(
+            f"{examples.task} {examples.split}: {cut:,} of {len(examples):,} targets are longer "
+            f"than {limit} tokens and were cut (data.max_target_length)"
+        )
+    return notes
+
+
 def load_examples(path: str | os.PathLike, vocabulary: str | None = None) -> Examples:
     """What ``peft-jax prepare`` wrote: choices or texts, as the file says.
 
@@ -293,23 +305,17 @@ def _tokenise(
         found = find_task(task, **source, templates=data.templates)
         ranks = found.ranks
     answer = find_answer(answer, backbone, methods, ranks=ranks)
-    definition = found.definition
-    shots = found.dataset.shots if data.shots is None else data.shots
-    splits = (
-        (data.train_split or definition.train_split)
-        if training
-        else (data.evaluation_split or definition.evaluation_split)
-    )
     if source and answer != "head":
         source["templates"] = data.templates
+    split, draw = _split_and_draw(data, found, seed, training)
     options: dict[str, Any] = {
         "backbone_vocabulary_path": backbone.vocabulary,
-        "max_input_length": data.max_input_length or definition.max_input_length,
-        "shots": shots or None if training else None,
-        "seed": (seed if data.few_shot_seed is None else data.few_shot_seed) if training else None,
+        "max_input_length": data.max_input_length or found.definition.max_input_length,
         "pad_id": backbone.config.pad_id,
         "progress": True,
+        "on_bad_row": data.on_bad_row,
         **source,
+        **draw,
     }
     make: Any = prepare.choice_examples
     if answer == "text":
@@ -325,7 +331,32 @@ def _tokenise(
     else:
         options["one_token"] = answer == "verbalizer"
         make = encoders.verbalizer_examples
-    return make(task, splits, **options)
+    return make(task, split, **options)
+
+
+def _split_and_draw(
+    data: DataConfig, found: Any, seed: int, training: bool
+) -> tuple[str, dict[str, Any]]:
+    """The split that is read, and the options of what is drawn of it.
+
+    Folds and development rows are of the training split, and depend on the same seed as what is
+    trained on.
+    """
+    train = data.train_split or found.definition.train_split
+    held_out = not training and (data.folds is not None or data.dev_shots is not None)
+    if not training and not held_out:
+        return data.evaluation_split or found.definition.evaluation_split, {}
+    shots = found.dataset.shots if data.shots is None else data.shots
+    if data.folds is not None and data.shots is None:
+        shots = 0  # all of the other folds
+    draw = {
+        "shots": shots or None,
+        "seed": seed if data.few_shot_seed is None else data.few_shot_seed,
+        "few_shot_style": data.few_shot_style,
+        "folds": data.folds,
+        "fold": data.fold,
+    }
+    return train, draw | ({"held_out": True, "dev_shots": data.dev_shots} if held_out else {})
 
 
 # --------------------------------------------------------------------------------------------
@@ -472,6 +503,8 @@ def run(
         for training in (True, False)
     )
     _check_labels(train_examples)
+    for note in dict.fromkeys(n for e in (train_examples, test_examples) for n in notes_of(e)):
+        console.print(note, markup=False, soft_wrap=True)
     training = set_up(config, backbone, train_examples)
     check_method(training.method, backbone, test_examples)
     _open_folder(config, output, overwrite)

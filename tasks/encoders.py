@@ -9,13 +9,16 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from peft_jax.errors import InputError
 from peft_jax.examples import ChoiceExamples
+from peft_jax.tasks.draws import DrawOptions
 from peft_jax.tasks.options import check_limits, describe, progress_bar
 from peft_jax.tasks.prompted import PromptedRow, PromptedTask, find_rows, find_task
+from peft_jax.tasks.row_report import OnBadRow
 from peft_jax.tokenizer import Kind, Tokenizer, Tokens, load_tokenizer
 
 FIELDS = "fields"
@@ -35,13 +38,12 @@ def label_examples(
     directory: str | Path | None = None,
     fields: Sequence[str] | None = None,
     max_input_length: int = 256,
-    shots: int | None = None,
-    seed: int | None = None,
-    few_shot_style: str = "tfew",
     multiple: int = 1,
     kind: Kind = "encoder",
     pad_id: int = 0,
     progress: bool = False,
+    on_bad_row: OnBadRow = "error",
+    **draw: Unpack[DrawOptions],
 ) -> ChoiceExamples:
     """Tokenises a split for a classification head: the dataset's fields, without a prompt.
 
@@ -50,7 +52,7 @@ def label_examples(
     lines of one text.
 
     Args:
-        task, split, directory, shots, seed, few_shot_style, multiple, progress: see
+        task, split, directory, multiple, progress, on_bad_row, draw: see
             `peft_jax.tasks.prepare.choice_examples`; no templates are needed.
         backbone_vocabulary_path: the backbone's vocabulary, a Hugging Face folder or a file of it.
         fields: the fields to read, in this order; by default the texts among the dataset's.
@@ -68,7 +70,7 @@ def label_examples(
     """
     check_limits(max_input_length=max_input_length, multiple=multiple)
     tokenizer = load_tokenizer(backbone_vocabulary_path)
-    found = find_rows(task, directory=directory).drawn(split, shots, seed, few_shot_style)
+    found = find_rows(task, directory=directory, on_bad_row=on_bad_row).drawn(split, **draw)
     rows = found.rows(split)
     chosen = tuple(fields) if fields else _text_fields(found, rows[0][1])
     names = _label_names(found, split)
@@ -77,7 +79,7 @@ def label_examples(
             _field_tokens(tokenizer, kind, found, position, row, chosen, max_input_length)
             for position, row in track(rows, f"{task}: tokens")
         ]
-    details = describe(found, shots, seed, few_shot_style, kind=kind, fields=list(chosen))
+    details = describe(found, kind=kind, fields=list(chosen))
     details |= {"labels": list(names), "max_input_length": max_input_length}
     tokens, types = _padded_inputs(inputs, pad_id, with_types=kind == "encoder")
     answers = [[tokenizer.encode(name) for name in names]] * len(rows)
@@ -105,13 +107,12 @@ def verbalizer_examples(
     directory: str | Path | None = None,
     templates: str | Path | None = None,
     max_input_length: int = 256,
-    shots: int | None = None,
-    seed: int | None = None,
-    few_shot_style: str = "tfew",
     multiple: int = 1,
     pad_id: int = 0,
     one_token: bool = True,
     progress: bool = False,
+    on_bad_row: OnBadRow = "error",
+    **draw: Unpack[DrawOptions],
 ) -> ChoiceExamples:
     """Tokenises a split for a masked-LM: prompts with a mask where the answer goes (PET, WARP).
 
@@ -138,8 +139,8 @@ def verbalizer_examples(
             "masked language models (BERT, RoBERTa)"
         )
     mask = str(tokenizer.token(tokenizer.mask_id))
-    found = find_task(task, directory=directory, templates=templates)
-    found = _with_mask(found.drawn(split, shots, seed, few_shot_style), mask)
+    found = find_task(task, directory=directory, templates=templates, on_bad_row=on_bad_row)
+    found = _with_mask(found.drawn(split, **draw), mask)
     with progress_bar(progress) as track:
         rows = found.prompted(split, lambda examples: track(examples, f"{task}: prompts"))
         texts = [row.input if mask in row.input else f"{row.input} {mask}" for row in rows]
@@ -147,9 +148,9 @@ def verbalizer_examples(
             _mask_tokens(tokenizer, found, row, text, max_input_length, one_token)
             for row, text in track(list(zip(rows, texts, strict=True)), f"{task}: tokens")
         ]
-    details = describe(
-        found, shots, seed, few_shot_style, kind="verbalizer", mask_id=tokenizer.mask_id
-    ) | {"max_input_length": max_input_length}
+    details = describe(found, kind="verbalizer", mask_id=tokenizer.mask_id) | {
+        "max_input_length": max_input_length
+    }
     tokens, _ = _padded_inputs([row for row, _ in made], pad_id, with_types=False)
     examples = ChoiceExamples(
         task=task,

@@ -1,9 +1,12 @@
 """What every way of preparing a task can be asked for: a draw, limits, a progress bar."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from peft_jax.errors import InputError
+from peft_jax.tasks.draws import Draw
 from peft_jax.tasks.prompted import PromptedTask
 
 
@@ -15,17 +18,19 @@ def check_limits(**limits: int) -> None:
             raise InputError(f"{name} {value}: at least {least} is needed")
 
 
-def describe(
-    task: PromptedTask, shots: int | None, seed: int | None, style: str, **more
-) -> dict[str, object]:
-    """The details that prepared examples keep of a draw and of the dataset."""
+def describe(task: PromptedTask, **more) -> dict[str, Any]:
+    """The details that prepared examples keep of a draw and of the task."""
+    draw, definition = dataclasses.asdict(task.draw or Draw()), task.definition
+    style = draw.pop("few_shot_style") if draw["shots"] is not None else None
     return {
-        "shots": shots,
-        "few_shot_seed": None if shots is None else seed,
-        "few_shot_style": None if shots is None else style,
-        "metrics": list(task.definition.metrics if task.definition else ("accuracy",)),
+        "shots": draw["shots"],
+        "few_shot_seed": draw["seed"],
+        "few_shot_style": style,
+        "metrics": list(definition.metrics if definition else ("accuracy",)),
         "labels": list(task.dataset.labels),
-        "decoding": dict(task.definition.decoding) if task.definition else {},
+        "decoding": dict(definition.decoding if definition else {}),
+        "notes": task.report.lines(),
+        **{key: draw[key] for key in ("folds", "fold", "held_out") if draw["folds"] is not None},
     } | more
 
 

@@ -6,7 +6,7 @@ The job of `peft-jax prepare`.
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 
@@ -18,10 +18,12 @@ from peft_jax.tasks.converters import (
     choice_lengths,
     input_errors,
 )
+from peft_jax.tasks.draws import DrawOptions
 from peft_jax.tasks.encoders import label_examples, verbalizer_examples
 from peft_jax.tasks.options import check_limits, describe, progress_bar
 from peft_jax.tasks.prompted import find_task
 from peft_jax.tasks.registry import seqio_task, seqio_task_name
+from peft_jax.tasks.row_report import OnBadRow
 from peft_jax.tasks.tensorflow_data import seqio
 from peft_jax.tasks.texts import text_examples
 from peft_jax.tasks.vocabularies import load_vocabulary
@@ -48,13 +50,12 @@ def choice_examples(
     templates: str | Path | None = None,
     max_input_length: int = 256,
     max_choice_length: int = 64,
-    shots: int | None = None,
-    seed: int | None = None,
-    few_shot_style: str = "tfew",
     multiple: int = 1,
     kind: Kind = "encoder_decoder",
     pad_id: int = 0,
     progress: bool = False,
+    on_bad_row: OnBadRow = "error",
+    **draw: Unpack[DrawOptions],
 ) -> ChoiceExamples:
     """Tokenises a split of a task under all of its templates.
 
@@ -66,24 +67,24 @@ def choice_examples(
             their end, with EOS kept behind it; a decoder's at their start, since the answer follows
             their end.
         max_choice_length: T at most, EOS included; a longer choice is an error, never cut.
-        shots: a few-shot draw instead of the whole split; None: no draw.
-        seed: the draw's seed, needed with ``shots``.
-        few_shot_style: "tfew" as T-Few drew each dataset, or "per_class": ``shots`` of each class.
         multiple: lengths are rounded up to a multiple of this.
         kind: of the model that will read the rows, "encoder_decoder" or "decoder": whether answers
             stand alone or follow the prompt (`peft_jax.tokenizer.row_ids`).
         pad_id: of the backbone (``config.pad_id``).
         progress: show a progress bar.
+        on_bad_row: stop at a row that cannot be used, or "skip" it; ``details["notes"]`` has the
+            counts.
+        draw: a few-shot draw or a fold instead of the whole split, see `peft_jax.tasks.draws.Draw`.
 
     Returns arrays with the fewest places that hold the data. Raises InputError for everything that
     is wrong with the task, its files, its templates, the vocabulary or the limits.
     """
     limits = {"max_input_length": max_input_length, "max_choice_length": max_choice_length}
     check_limits(**limits, multiple=multiple)
-    found = find_task(task, directory=directory, templates=templates)
+    found = find_task(task, directory=directory, templates=templates, on_bad_row=on_bad_row)
     if not found.ranks:
         raise InputError(f"task {task} has no answer choices to rank: its answers are written")
-    found = found.drawn(split, shots, seed, few_shot_style)
+    found = found.drawn(split, **draw)
     load_vocabulary(backbone_vocabulary_path, kind)  # says what is wrong before anything is read
     with progress_bar(progress) as track:
         rows = found.prompted(split, lambda examples: track(examples, f"{task}: prompts"))
@@ -104,7 +105,7 @@ def choice_examples(
         )
         with input_errors(task):
             arrays = _concatenate(batches)
-    details = limits | describe(found, shots, seed, few_shot_style)
+    details = limits | describe(found)
     if kind != "encoder_decoder":
         details["kind"] = kind
     return ChoiceExamples(

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 from peft_jax import tree
 from peft_jax.errors import InputError
 from peft_jax.tasks.catalogue import TaskDefinition, find_definition
 from peft_jax.tasks.datasets import Dataset
-from peft_jax.tasks.few_shot import draw_few_shot
+from peft_jax.tasks.draws import Draw, DrawOptions
 from peft_jax.tasks.prompts import Format, Rendered, Template, load_templates
 from peft_jax.tasks.row_report import BadRow, OnBadRow, RowReport
 from peft_jax.tasks.sources import find_source, read_rows
@@ -49,16 +49,6 @@ class PromptedRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FewShot:
-    """A few-shot draw that stands for a split: see `peft_jax.tasks.few_shot`."""
-
-    shots: int
-    seed: int
-    per_class: bool = False
-    split: str = "train"
-
-
-@dataclass(frozen=True)
 class PromptedTask:
     """A dataset with its templates.
 
@@ -67,7 +57,7 @@ class PromptedTask:
         dataset: what its rows are.
         templates: the formats, promptsource's in the order of their names.
         read: split -> its rows.
-        few_shot: the draw that stands for one of the splits, or None for all of it.
+        draw: what stands for one of the splits, or None for all of it.
         definition: the table's entry, with the metrics; for a user's folder one made of it.
         report: whether bad rows are errors or skipped, and what is to be told of the rows.
     """
@@ -76,7 +66,7 @@ class PromptedTask:
     dataset: Dataset
     templates: tuple[Format, ...]
     read: Callable[[str], list[dict]]
-    few_shot: FewShot | None = None
+    draw: Draw | None = None
     definition: TaskDefinition | None = None
     report: RowReport = field(default_factory=RowReport, repr=False, compare=False)
     _rendered: dict = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -98,31 +88,21 @@ class PromptedTask:
         """(position in the split, row) of every example, after the few-shot draw."""
         rows = self.read(split)
         positions: Sequence[int] = range(len(rows))
-        draw = self.few_shot
-        if draw is not None and draw.split == split:
+        if self.draw is not None and self.draw.split == split:
             labels = [row.get("label", 0) for row in rows]
-            positions = draw_few_shot(labels, draw.shots, draw.seed, per_class=draw.per_class)
+            positions = self.draw.positions(labels, per_class=self.dataset.per_class)
         return [(position, rows[position]) for position in positions]
 
-    def drawn(
-        self, split: str, shots: int | None, seed: int | None, style: str = "tfew"
-    ) -> "PromptedTask":
-        """The same task with a few-shot draw for a split; as it is for ``shots`` None.
+    def drawn(self, split: str, **options: Unpack[DrawOptions]) -> "PromptedTask":
+        """The same task with a draw for a split; as it is where nothing is drawn.
 
         Args:
-            seed: the draw's, needed with ``shots``.
-            style: "tfew" as T-Few drew each dataset, or "per_class": ``shots`` of each class.
+            options: see `peft_jax.tasks.draws.Draw`.
 
-        Raises InputError for another style, and for shots without a seed.
+        Raises InputError for options that cannot be meant together.
         """
-        if shots is None:
-            return self
-        if style not in ("tfew", "per_class"):
-            raise InputError(f"few-shot style {style!r} is not known: give 'tfew' or 'per_class'")
-        if seed is None:
-            raise InputError(f"{shots} shots were asked for without a few-shot seed: give one")
-        per_class = style == "per_class" or self.dataset.per_class
-        return replace(self, few_shot=FewShot(shots, seed, per_class=per_class, split=split))
+        draw = Draw(split=split, **options)
+        return replace(self, draw=draw) if draw.draws else self
 
     def prompted(self, split: str, track: Callable[[Iterable], Iterable] = iter) -> list:
         """Every example of a split under every template that applies to it: `PromptedRow`s.
@@ -210,7 +190,7 @@ def find_task(
     *,
     directory: str | Path | None = None,
     templates: str | Path | None = None,
-    few_shot: FewShot | None = None,
+    draw: Draw | None = None,
     on_bad_row: OnBadRow = "error",
 ) -> PromptedTask:
     """The task that a name means.
@@ -223,14 +203,14 @@ def find_task(
             place of the task's own form. None: that form, which for a task of promptsource's
             templates is templates.yaml in the data's folder, else the promptsource_templates folder
             beside it, else the templates that come with peft_jax.
-        few_shot: the draw that stands for one of the splits.
+        draw: what stands for one of the splits.
         on_bad_row: "skip" leaves out rows that cannot be read or rendered, and counts them:
             ``task.report.lines()`` tells. "error": the first of them raises.
 
     Raises InputError if there is no such task, or no template for rank classification.
     """
     if name.startswith(EMBEDDED_PREFIX) and directory is None:
-        return _embedded_task(name, templates, few_shot)
+        return _embedded_task(name, templates, draw)
     definition = find_definition(name, directory)
     dataset, folder = find_source(name if definition is None else definition.dataset, directory)
     definition = definition or TaskDefinition(name, dataset, group="own")
@@ -241,7 +221,7 @@ def find_task(
     # The files are read once, however many splits and templates are asked for.
     report = RowReport(on_bad_row)
     read = functools.cache(lambda split: read_rows(dataset, split, folder, report))
-    return PromptedTask(name, dataset, formats, read, few_shot, definition, report)
+    return PromptedTask(name, dataset, formats, read, draw, definition, report)
 
 
 def find_rows(
@@ -301,9 +281,7 @@ def chosen_templates(
     return tuple(chosen)
 
 
-def _embedded_task(
-    name: str, templates: str | Path | None, few_shot: FewShot | None
-) -> PromptedTask:
+def _embedded_task(name: str, templates: str | Path | None, draw: Draw | None) -> PromptedTask:
     from peft_jax.tasks.embedded import TASKS, TEMPLATES, rows
 
     key = name.removeprefix(EMBEDDED_PREFIX)
@@ -315,7 +293,7 @@ def _embedded_task(
     read = functools.cache(lambda split: rows(key, split))
     definition = TaskDefinition(name, dataset, group="embedded")
     formats = ranking_templates(file, dataset)
-    return PromptedTask(name, dataset, formats, read, few_shot, definition)
+    return PromptedTask(name, dataset, formats, read, draw, definition)
 
 
 def _templates_file(

@@ -24,10 +24,10 @@ from pathlib import Path
 from peft_jax.errors import InputError
 from peft_jax.markers import has_markers
 from peft_jax.tasks.converters import refuse_long_choices
+from peft_jax.tasks.draws import Draw
 from peft_jax.tasks.embedded import TASKS as EMBEDDED_TASKS
 from peft_jax.tasks.prompted import (
     EMBEDDED_PREFIX,
-    FewShot,
     PromptedRow,
     PromptedTask,
     find_task,
@@ -47,7 +47,7 @@ def register(
     vocabulary: str | os.PathLike,
     directory: str | Path | None = None,
     templates: str | Path | None = None,
-    few_shot: FewShot | None = None,
+    draw: Draw | None = None,
     kind: Kind = "encoder_decoder",
 ) -> list[str]:
     """Registers a task, and one task per template; a task registered before is replaced.
@@ -57,13 +57,13 @@ def register(
         vocabulary: the backbone's: a Hugging Face folder or one of its vocabulary's files.
         directory: the folder of JSONL files; None for TFDS and for embedded tasks.
         templates: where the templates lie.
-        few_shot: the draw that stands for one of the splits.
+        draw: what stands for one of the splits.
         kind: of the model that will read the rows, see `peft_jax.tokenizer.row_ids`.
 
     Returns the registered names, ``name`` first. Raises InputError for whatever is wrong with the
     name, the folder, the templates or the vocabulary; the rows are read when they are asked for.
     """
-    task = find_task(name, directory=directory, templates=templates, few_shot=few_shot)
+    task = find_task(name, directory=directory, templates=templates, draw=draw)
     marked = any(has_markers(getattr(format, "jinja", "")) for format in task.templates)
     vocabulary = load_vocabulary(vocabulary, kind, marked=marked)
     slugs = template_slugs([template.name for template in task.templates])

@@ -7,10 +7,13 @@ seqio is needed.
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Unpack
 
 from peft_jax.errors import InputError
+from peft_jax.tasks.draws import DrawOptions
 from peft_jax.tasks.options import check_limits, describe, progress_bar
 from peft_jax.tasks.prompted import PromptedRow, PromptedTask, find_task
+from peft_jax.tasks.row_report import OnBadRow
 from peft_jax.text_examples import TextExamples, TextRow, TextWriter
 from peft_jax.tokenizer import Kind, Tokenizer, load_tokenizer, row_ids
 
@@ -24,15 +27,14 @@ def text_examples(
     templates: str | Path | None = None,
     max_input_length: int | None = None,
     max_target_length: int | None = None,
-    shots: int | None = None,
-    seed: int | None = None,
-    few_shot_style: str = "tfew",
     multiple: int = 1,
     kind: Kind = "encoder_decoder",
     pad_id: int = 0,
     start_id: int = 0,
     progress: bool = False,
     file: str | os.PathLike | None = None,
+    on_bad_row: OnBadRow = "error",
+    **draw: Unpack[DrawOptions],
 ) -> TextExamples:
     """Tokenises a split of a task for a model that writes the answers.
 
@@ -40,8 +42,8 @@ def text_examples(
     choices are kept, so that what is written can be told to be one of them.
 
     Args:
-        task, split, directory, templates, shots, seed, few_shot_style, multiple, kind, pad_id,
-            progress: see `peft_jax.tasks.prepare.choice_examples`.
+        task, split, directory, templates, multiple, kind, pad_id, progress, on_bad_row, draw: see
+            `peft_jax.tasks.prepare.choice_examples`.
         backbone_vocabulary_path: the backbone's vocabulary, a Hugging Face folder or a file of it.
         max_input_length: in tokens, special ones included; longer inputs are cut: at their end, a
             decoder's at their start. None: the task's own.
@@ -56,8 +58,8 @@ def text_examples(
     tokenizer = load_tokenizer(backbone_vocabulary_path)
     if kind == "encoder":
         raise InputError(f"task {task}: an encoder writes no answers")
-    found = find_task(task, directory=directory, templates=templates)
-    found = found.drawn(split, shots, seed, few_shot_style)
+    found = find_task(task, directory=directory, templates=templates, on_bad_row=on_bad_row)
+    found = found.drawn(split, **draw)
     definition = found.definition
     limits = {
         "max_input_length": max_input_length or (definition.max_input_length if definition else 0),
@@ -65,19 +67,19 @@ def text_examples(
         or (definition.max_target_length if definition else 0),
     }
     check_limits(**limits, multiple=multiple)
-    fields = {
-        "task": task,
-        "split": split,
-        "template_names": tuple(format.name for format in found.templates),
-        "vocabulary": tokenizer.identity,
-        "details": limits | describe(found, shots, seed, few_shot_style) | {"cut_targets": 0},
-        "kind": kind,
-        "pad_id": pad_id,
-        "start_id": start_id,
-        "multiple": multiple,
-    }
     with progress_bar(progress) as track:
         rows = found.prompted(split, lambda examples: track(examples, f"{task}: prompts"))
+        fields = {
+            "task": task,
+            "split": split,
+            "template_names": tuple(format.name for format in found.templates),
+            "vocabulary": tokenizer.identity,
+            "details": limits | describe(found) | {"cut_targets": 0},
+            "kind": kind,
+            "pad_id": pad_id,
+            "start_id": start_id,
+            "multiple": multiple,
+        }
         tokens = _tokens(found, track(rows, f"{task}: tokens"), tokenizer, kind, fields["details"])
         if file is None:
             return TextExamples.from_rows(tokens, **fields)

@@ -7,7 +7,8 @@ import pytest
 
 from peft_jax.errors import InputError
 from peft_jax.tasks.datasets import DATASETS
-from peft_jax.tasks.prompted import FewShot, find_task
+from peft_jax.tasks.draws import Draw
+from peft_jax.tasks.prompted import find_task
 from tests.small_task import write_rows, write_task
 
 TEMPLATE = """
@@ -74,7 +75,7 @@ def test_templates_by_path(shared_data, tmp_path):
 
 def test_few_shot_keeps_the_positions_of_its_rows(tmp_path):
     folder = write_task(tmp_path / "mine")
-    task = find_task("mine", directory=folder, few_shot=FewShot(2, 0, per_class=True))
+    task = find_task("mine", directory=folder, draw=Draw(2, 0, "per_class"))
     everything = {
         (r.example, r.template): r for r in find_task("mine", directory=folder).prompted("train")
     }
@@ -133,7 +134,7 @@ def test_templates_that_do_not_fit_the_rows(tmp_path, labels, choices, target, w
 def test_a_draw_does_not_share_what_was_rendered_before_it(tmp_path):
     task = find_task("mine", directory=write_task(tmp_path / "mine"))
     task.prompted("train")
-    drawn = dataclasses.replace(task, few_shot=FewShot(4, 0))
+    drawn = dataclasses.replace(task, draw=Draw(4, 0))
     assert len({row.example for row in drawn.prompted("train")}) == 4
 
 
