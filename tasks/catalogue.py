@@ -25,6 +25,7 @@ MODULES: tuple[str, ...] = (
     "underspecified",
     "t0_table",
     "p3",
+    "classification",
     "own_data",
 )
 """Modules of this package that define tasks, in the order in which they are listed."""

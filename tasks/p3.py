@@ -197,6 +197,7 @@ def _known_datasets() -> dict[str, tuple[Dataset, ...]]:
     wanted = {entry.hub: set(entry.fields.split()) for entry in TRAINING}
     every = [
         *FEW_SHOT_DATASETS.values(),
+        *_AS_TEMPLATES_READ,
         *(
             task.dataset
             for task in definitions().values()
@@ -210,6 +211,48 @@ def _known_datasets() -> dict[str, tuple[Dataset, ...]]:
         if not names or dataset.templates == "anli":
             names.setdefault(dataset.name, dataset)
     return {hub: tuple(names.values()) for hub, names in found.items() if hub}
+
+
+def _e2e_rows(row: dict) -> list[dict]:
+    """E2E as its templates read it, a row per reference, from rows of either naming."""
+    if "mr" not in row:
+        return [row]
+    texts = row.get("refs") or [row.get("ref")]
+    return [{"meaning_representation": row["mr"], "human_reference": text} for text in texts]
+
+
+def _web_nlg_rows(row: dict) -> list[dict]:
+    """WebNLG as its templates read it, a row per text, from rows of either naming."""
+    if "modifiedtripleset" not in row:
+        return [row]
+    texts = row.get("refs") or [row.get("lex")]
+    triples = {"mtriple_set": [row["modifiedtripleset"]]}
+    return [{"modified_triple_sets": triples, "lex": {"text": [text]}} for text in texts]
+
+
+_AS_TEMPLATES_READ = (
+    Dataset(
+        "e2e_nlg_cleaned",
+        ("meaning_representation", "human_reference"),
+        label_field=None,
+        hub="e2e_nlg_cleaned",
+        folder="e2e_nlg",
+        templates="e2e_nlg_cleaned",
+        expand=_e2e_rows,
+        download="https://github.com/tuetschek/e2e-cleaning",
+    ),
+    Dataset(
+        "enriched_web_nlg_en",
+        ("modified_triple_sets", "lex"),
+        label_field=None,
+        hub="enriched_web_nlg/en",
+        folder="webnlg_2017",
+        templates="enriched_web_nlg/en",
+        expand=_web_nlg_rows,
+        download="https://huggingface.co/datasets/enriched_web_nlg, configuration en",
+    ),
+)
+"""Datasets whose tasks have a form of their own, with the fields that the templates read."""
 
 
 def _unknown_dataset(hub: str) -> Dataset:

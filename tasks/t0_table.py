@@ -283,6 +283,7 @@ def _numbered_from_one(row: dict, field: str) -> dict:
 
 
 _EXPAND = {"ag_news": _ag_news, "trec": _trec}
+_NO_VALIDATION = {"ag_news", "amazon_polarity", "dbpedia_14", "imdb", "trec", "yelp_review_full"}
 _TFDS = {
     "ag_news": "ag_news_subset",
     "cnn_dailymail/3.0.0": "cnn_dailymail",
@@ -316,6 +317,7 @@ def _training_dataset(entry: Training) -> Dataset:
         hub=entry.hub,
         folder=entry.name,
         templates=entry.hub,
+        splits={"validation": "test"} if entry.hub in _NO_VALIDATION else {},
         expand=_EXPAND.get(entry.hub),
         sizes={"train": entry.rows},
         download=_hub_page(entry.hub),
