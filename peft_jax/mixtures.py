@@ -23,10 +23,11 @@ import numpy as np
 
 from peft_jax.errors import InputError
 from peft_jax.examples import ChoiceExamples
+from peft_jax.packing import PackedExamples
 from peft_jax.text_examples import TextExamples
 
 Batch = dict[str, np.ndarray]
-Examples = ChoiceExamples | TextExamples
+Examples = ChoiceExamples | TextExamples | PackedExamples
 
 # The streams of random numbers that a seed has.
 _COUNTS, _SPLITS, _ORDER, _EPOCH = range(4)
@@ -80,8 +81,8 @@ class MixtureSampler:
     that one batch has no room for come in the next.
 
     Args:
-        tasks: all of them `ChoiceExamples`, or all of them `TextExamples`, made with one vocabulary
-            for one backbone.
+        tasks: all of them `ChoiceExamples`, `TextExamples` or `PackedExamples`, made with one
+            vocabulary for one backbone. A packed row counts as an example.
         batch_size: B, over all shards.
         seed: of all draws. The order of the tasks matters to them.
         rates: "examples": by the number of examples; "rows": by that of examples times templates,
@@ -314,7 +315,7 @@ class _Shapes:
 
 
 def _width(examples: Examples) -> _Width:
-    if isinstance(examples, TextExamples):
+    if not isinstance(examples, ChoiceExamples):
         return _Width(*examples.lengths)
     _, choices, length = examples.choices.shape
     return _Width(examples.encoder_input_tokens.shape[1], length, choices)
@@ -325,6 +326,8 @@ def _places_used(examples: Examples) -> np.ndarray:
     if isinstance(examples, TextExamples):
         inputs, answers = examples.inputs.lengths, examples.targets.lengths
         choices = np.zeros(len(examples))
+    elif isinstance(examples, PackedExamples):
+        return np.tile(np.array([*examples.lengths, 0], np.int32), (len(examples), 1))
     else:
         inputs = _last_used(examples.encoder_input_tokens != examples.pad_id)
         answers = _last_used((examples.choices != examples.pad_id).any(axis=1))
@@ -345,10 +348,10 @@ def _gather(
     for task in np.unique(chosen):
         places = np.flatnonzero(chosen == task)
         examples = tasks[task]
-        if isinstance(examples, TextExamples):
-            part = examples.rows(rows[places], lengths=(width.inputs, width.answers))
-        else:
+        if isinstance(examples, ChoiceExamples):
             part = _fitted(examples.rows(rows[places]), width, examples.pad_id)
+        else:
+            part = examples.rows(rows[places], lengths=(width.inputs, width.answers))
         for key, array in part.items():
             if key not in made:
                 made[key] = np.empty((len(chosen), *array.shape[1:]), array.dtype)
@@ -422,19 +425,23 @@ def _check_together(tasks: Sequence[Examples]) -> None:
     if not tasks:
         raise InputError("a mixture of no tasks")
     first = tasks[0]
-    texts = isinstance(first, TextExamples)
-    shared = ["vocabulary", "pad_id", *(("kind", "start_id") if texts else ())]
+    shared = ["vocabulary", "pad_id"]
+    if not isinstance(first, ChoiceExamples):
+        shared += ["kind", "start_id"]
+    if isinstance(first, PackedExamples):
+        shared += ["lengths"]
     for task in tasks[1:]:
         pair = f"{first.task} and {task.task} cannot be mixed"
         if type(task) is not type(first):
-            raise InputError(f"{pair}: one has choices to rank, the other texts to write")
+            kinds = [type(each).__name__ for each in (first, task)]
+            raise InputError(f"{pair}: the rows of one are {kinds[0]}, of the other {kinds[1]}")
         for name in shared:
             ours, theirs = getattr(first, name), getattr(task, name)
             if ours != theirs:
                 raise InputError(f"{pair}: they were made with {name} {ours!r} and {theirs!r}")
-        if not texts and (_has_types(first) != _has_types(task)):
+        if _has_types(first) != _has_types(task):
             raise InputError(f"{pair}: one has encoder_token_types, the other none")
 
 
 def _has_types(examples) -> bool:
-    return examples.encoder_token_types is not None
+    return getattr(examples, "encoder_token_types", None) is not None

@@ -48,10 +48,9 @@ class Ragged:
 
     def take(self, rows: np.ndarray) -> Ragged:
         """The rows at some indices [r], copied."""
-        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-        return Ragged(np.asarray(self.values[places]), offsets)
+        return Ragged(np.asarray(self.values[places_of(self.offsets[rows], lengths)]), offsets)
 
     def padded(self, rows: np.ndarray, length: int, fill: int) -> np.ndarray:
         """[r, length]: the rows at some indices, filled up at their ends.
@@ -63,13 +62,15 @@ class Ragged:
         return made
 
     def write_into(self, made: np.ndarray, rows: np.ndarray, at: Any = 0) -> None:
-        """Writes row ``rows[i]`` into ``made[i]`` from place ``at`` (or ``at[i]``) on."""
-        lengths = np.minimum(self.offsets[rows + 1] - self.offsets[rows], made.shape[1] - at)
-        i = np.repeat(np.arange(len(rows)), lengths)
-        ends = np.cumsum(lengths)
-        place = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-        start = np.broadcast_to(at, lengths.shape)
-        made[i, start[i] + place] = self.values[self.offsets[rows][i] + place]
+        """Writes row ``rows[i]`` into ``made[i]`` from place ``at`` (or ``at[i]``) on.
+
+        What goes beyond the end of ``made[i]`` is left out.
+        """
+        width = made.shape[1]
+        starts = np.arange(len(rows)) * width + at
+        lengths = np.minimum(self.offsets[rows + 1] - self.offsets[rows], width - at)
+        places = places_of(starts, lengths)
+        made.reshape(-1)[places] = self.values[places_of(self.offsets[rows], lengths)]
 
     def problem(self) -> str | None:
         """What is wrong with the offsets, in words; None if nothing is."""
@@ -156,6 +157,13 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
     if not record:
         return b""
     return json.dumps(dict(record), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def places_of(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers from each start on, as many as each length says, one behind the other."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
 
 
 def _problem(offsets: np.ndarray, end: int) -> str | None:

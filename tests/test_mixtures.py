@@ -317,7 +317,7 @@ TYPED = choices_task("typed", 3, 1, 4, 2, 2, encoder_token_types=np.zeros((3, 4)
     ("tasks", "options", "words"),
     [
         ([], {}, "no tasks"),
-        ([CHOICES[0], TEXTS[0]], {}, "one has choices to rank"),
+        ([CHOICES[0], TEXTS[0]], {}, "one are ChoiceExamples, of the other TextExamples"),
         ([CHOICES[0], OTHER_WORDS], {}, "made with vocabulary"),
         ([CHOICES[0], TYPED], {}, "encoder_token_types"),
         ([TEXTS[0], texts_task("d", 3, 1, 4, kind="decoder")], {}, "made with kind"),
