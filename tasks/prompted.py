@@ -16,6 +16,7 @@ from peft_jax.errors import InputError
 from peft_jax.tasks.catalogue import TaskDefinition, find_definition
 from peft_jax.tasks.datasets import Dataset
 from peft_jax.tasks.draws import Draw, DrawOptions
+from peft_jax.tasks.own_data import own_task
 from peft_jax.tasks.prompts import Format, Rendered, Template, load_templates
 from peft_jax.tasks.row_report import BadRow, OnBadRow, RowReport
 from peft_jax.tasks.sources import find_source, read_rows
@@ -122,19 +123,33 @@ class PromptedTask:
             ]
             rows: list[PromptedRow] = []
             for position, row in track(self.rows(split)):
-                for index, template in enumerate(self.templates):
-                    counters[index].seen()
+                for index, counter in enumerate(counters):
+                    counter.seen()
                     try:
-                        rows += list(self._render(position, row, index, template))
-                    except InputError as error:
-                        where = getattr(row, "where", f"example {position}")
-                        counters[index].bad(BadRow(f"{where}: {error}"))
+                        rows += self.render(position, row, index)
+                    except BadRow as error:
+                        counter.bad(error)
             for counter in counters:
                 counter.refuse_if_none_is_left()
             if not rows:
                 raise InputError(f"no template of {self.name} applies to any row of its {split}")
             self._rendered[split] = rows
         return self._rendered[split]
+
+    def render(self, position: int, row: dict, template: int) -> list[PromptedRow]:
+        """One example under one template: no row where it does not apply, several where it says.
+
+        Args:
+            position, row: as `rows` has them.
+            template: the template's index.
+
+        Raises BadRow, with the row's file and line, for what the template cannot do with it.
+        """
+        try:
+            return list(self._render(position, row, template, self.templates[template]))
+        except InputError as error:
+            where = getattr(row, "where", f"example {position}")
+            raise BadRow(f"{where}: {error}") from error
 
     def _render(
         self, position: int, row: dict, index: int, template: Format
@@ -192,6 +207,7 @@ def find_task(
     templates: str | Path | None = None,
     draw: Draw | None = None,
     on_bad_row: OnBadRow = "error",
+    own: Mapping[str, Any] | None = None,
 ) -> PromptedTask:
     """The task that a name means.
 
@@ -204,6 +220,8 @@ def find_task(
             templates is templates.yaml in the data's folder, else the promptsource_templates folder
             beside it, else the templates that come with peft_jax.
         draw: what stands for one of the splits.
+        own: lines of a task.yaml (`peft_jax.tasks.own_data`), which make a task of the files in
+            ``directory`` and go before those of one that is there.
         on_bad_row: "skip" leaves out rows that cannot be read or rendered, and counts them:
             ``task.report.lines()`` tells. "error": the first of them raises.
 
@@ -211,9 +229,8 @@ def find_task(
     """
     if name.startswith(EMBEDDED_PREFIX) and directory is None:
         return _embedded_task(name, templates, draw)
-    definition = find_definition(name, directory)
-    dataset, folder = find_source(name if definition is None else definition.dataset, directory)
-    definition = definition or TaskDefinition(name, dataset, group="own")
+    definition, folder = _find_definition(name, directory, own)
+    dataset = definition.dataset
     formats: tuple[Format, ...] | None = definition.formats
     if formats is None or templates is not None:
         file = _templates_file(dataset, templates, folder, directory)
@@ -225,7 +242,11 @@ def find_task(
 
 
 def find_rows(
-    name: str, *, directory: str | Path | None = None, on_bad_row: OnBadRow = "error"
+    name: str,
+    *,
+    directory: str | Path | None = None,
+    on_bad_row: OnBadRow = "error",
+    own: Mapping[str, Any] | None = None,
 ) -> PromptedTask:
     """The task that a name means, without templates: only its rows are wanted.
 
@@ -235,12 +256,24 @@ def find_rows(
     """
     if name.startswith(EMBEDDED_PREFIX) and directory is None:
         return replace(_embedded_task(name, None, None), templates=())
-    definition = find_definition(name, directory)
-    dataset, folder = find_source(name if definition is None else definition.dataset, directory)
-    definition = definition or TaskDefinition(name, dataset, group="own")
+    definition, folder = _find_definition(name, directory, own)
+    dataset = definition.dataset
     report = RowReport(on_bad_row)
     read = functools.cache(lambda split: read_rows(dataset, split, folder, report))
     return PromptedTask(name, dataset, (), read, definition=definition, report=report)
+
+
+def _find_definition(
+    name: str, directory: str | Path | None, own: Mapping[str, Any] | None
+) -> tuple[TaskDefinition, Path | None]:
+    """What a name means, and the folder of its files (None: TFDS)."""
+    given = {key: value for key, value in (own or {}).items() if value not in (None, ())}
+    if given and directory is None:
+        key = next(iter(given)).replace("_", "-")
+        raise InputError(f"--data.{key} describes somebody's own files: give --data.directory too")
+    definition = own_task(directory, name, **given) if given else find_definition(name, directory)
+    dataset, folder = find_source(name if definition is None else definition.dataset, directory)
+    return definition or TaskDefinition(name, dataset, group="own"), folder
 
 
 def ranking_templates(file: str | Path, dataset: Dataset) -> tuple[Template, ...]:
