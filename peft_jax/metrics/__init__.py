@@ -11,15 +11,15 @@ import difflib
 from collections.abc import Sequence
 
 from peft_jax.errors import InputError
-from peft_jax.metrics import bias, calibration, classification, numbers, reading
+from peft_jax.metrics import bias, calibration, classification, generation, numbers, reading
 from peft_jax.metrics.base import Answers, Figures, Metric
+from peft_jax.metrics.generation import missing
 
-__all__ = ["METRICS", "Answers", "Figures", "Metric", "compute", "describe", "find"]
+__all__ = ["METRICS", "Answers", "Figures", "Metric", "compute", "describe", "find", "missing"]
 
+_MODULES = (classification, numbers, reading, generation, bias, calibration)
 METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for module in (classification, numbers, reading, bias, calibration)
-    for metric in module.METRICS
+    metric.name: metric for module in _MODULES for metric in module.METRICS
 }
 
 

@@ -69,9 +69,9 @@ def record(answers: Answers) -> dict[str, float]:
     return {"f1": f1, "em": em}
 
 
-_DETERMINERS = frozenset(
-    "a an few her his each every many much my our some that the their these this those which whose "
-    "your".split()
+_DETERMINERS = re.compile(
+    "a|an|the|this|that|these|those|few|some|many|much|each|every|which|whose|my|your|his|her|our|"
+    "their"
 )
 
 
@@ -84,7 +84,7 @@ def names_referent(prediction: str, referent: str) -> int:
     """
 
     def words(text: str) -> list[str]:
-        return [w for w in text.strip().lower().split(" ") if w not in _DETERMINERS]
+        return [w for w in text.strip().lower().split(" ") if not _DETERMINERS.fullmatch(w)]
 
     given, wanted = words(prediction), words(referent)
     if not " ".join(given):
