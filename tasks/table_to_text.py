@@ -95,6 +95,7 @@ def webnlg_rows(row: Mapping) -> list[dict]:
 def dart_rows(row: Mapping) -> list[dict]:
     """A row of any copy of DART -> one with ``triples`` and ``references``."""
     notes = row.get("annotations")
+    references: list[str] | None
     if isinstance(notes, Mapping):  # Hugging Face's: a list for each key
         references = list(notes.get("text", ()))
     elif notes:
@@ -109,7 +110,7 @@ def _texts(row: Mapping, *names: str) -> list[str] | None:
     for name in names:
         if row.get(name):
             value = row[name]
-            return [value] if isinstance(value, (str, bytes)) else list(value)
+            return [value] if isinstance(value, str) else list(value)
     return None
 
 
