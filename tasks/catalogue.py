@@ -22,10 +22,12 @@ MODULES: tuple[str, ...] = (
     "table_to_text",
     "summarization",
     "generation",
+    "ppt",
     "underspecified",
     "t0_table",
     "p3",
     "classification",
+    "raft",
     "own_data",
 )
 """Modules of this package that define tasks, in the order in which they are listed."""
