@@ -19,6 +19,9 @@ from peft_jax.tasks.datasets import ALIASES, DATASETS, Dataset
 from peft_jax.tasks.prompts import Format
 
 MODULES: tuple[str, ...] = (
+    "superglue",
+    "glue",
+    "reading",
     "table_to_text",
     "summarization",
     "generation",
