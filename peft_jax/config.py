@@ -52,6 +52,15 @@ class DataConfig:
     templates: Path | None = None
     """promptsource templates.yaml, or the folder that holds it; by default those found in the
     directory, else our own."""
+    input: str | None = None
+    """Files of your own: template of what the model reads, such as "{{text}} Is it a complaint?"
+    (docs/data.md says what a task.yaml may hold instead)."""
+    choices: tuple[str, ...] = ()
+    """The same: the answers that are ranked."""
+    target: str | None = None
+    """The same: template of the text to write, where there are no choices."""
+    label: str | None = None
+    """The same: the field that says which choice is right."""
     prepared: Path | None = None
     """File of training examples written by ``peft-jax prepare``: then no TensorFlow is needed."""
     prepared_evaluation: Path | None = None

@@ -299,6 +299,8 @@ def _tokenise(
     from peft_jax.tasks.prompted import find_rows, find_task
 
     source: dict[str, Any] = {} if task.startswith(EMBEDDED) else {"directory": data.directory}
+    if source:
+        source["own"] = {key: getattr(data, key) for key in ("input", "choices", "target", "label")}
     found = find_rows(task, **source)
     kind, ranks = backbone.config.kind, True
     if kind != "encoder" and answer in ("auto", "choices", "text"):

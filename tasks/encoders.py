@@ -8,17 +8,14 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Unpack
 
 import numpy as np
 
 from peft_jax.errors import InputError
 from peft_jax.examples import ChoiceExamples
-from peft_jax.tasks.draws import DrawOptions
-from peft_jax.tasks.options import check_limits, describe, progress_bar
-from peft_jax.tasks.prompted import PromptedRow, PromptedTask, find_rows, find_task
-from peft_jax.tasks.row_report import OnBadRow
+from peft_jax.tasks.options import TaskOptions, check_limits, describe, open_task, progress_bar
+from peft_jax.tasks.prompted import PromptedRow, PromptedTask
 from peft_jax.tokenizer import Kind, Tokenizer, Tokens, load_tokenizer
 
 FIELDS = "fields"
@@ -35,15 +32,13 @@ def label_examples(
     split: str,
     *,
     backbone_vocabulary_path: str | os.PathLike,
-    directory: str | Path | None = None,
     fields: Sequence[str] | None = None,
     max_input_length: int = 256,
     multiple: int = 1,
     kind: Kind = "encoder",
     pad_id: int = 0,
     progress: bool = False,
-    on_bad_row: OnBadRow = "error",
-    **draw: Unpack[DrawOptions],
+    **options: Unpack[TaskOptions],
 ) -> ChoiceExamples:
     """Tokenises a split for a classification head: the dataset's fields, without a prompt.
 
@@ -52,7 +47,7 @@ def label_examples(
     lines of one text.
 
     Args:
-        task, split, directory, multiple, progress, on_bad_row, draw: see
+        task, split, multiple, progress, options: see
             `peft_jax.tasks.prepare.choice_examples`; no templates are needed.
         backbone_vocabulary_path: the backbone's vocabulary, a Hugging Face folder or a file of it.
         fields: the fields to read, in this order; by default the texts among the dataset's.
@@ -70,7 +65,7 @@ def label_examples(
     """
     check_limits(max_input_length=max_input_length, multiple=multiple)
     tokenizer = load_tokenizer(backbone_vocabulary_path)
-    found = find_rows(task, directory=directory, on_bad_row=on_bad_row).drawn(split, **draw)
+    found = open_task(task, split, prompts=False, **options)
     rows = found.rows(split)
     chosen = tuple(fields) if fields else _text_fields(found, rows[0][1])
     names = _label_names(found, split)
@@ -104,15 +99,12 @@ def verbalizer_examples(
     split: str,
     *,
     backbone_vocabulary_path: str | os.PathLike,
-    directory: str | Path | None = None,
-    templates: str | Path | None = None,
     max_input_length: int = 256,
     multiple: int = 1,
     pad_id: int = 0,
     one_token: bool = True,
     progress: bool = False,
-    on_bad_row: OnBadRow = "error",
-    **draw: Unpack[DrawOptions],
+    **options: Unpack[TaskOptions],
 ) -> ChoiceExamples:
     """Tokenises a split for a masked-LM: prompts with a mask where the answer goes (PET, WARP).
 
@@ -139,8 +131,8 @@ def verbalizer_examples(
             "masked language models (BERT, RoBERTa)"
         )
     mask = str(tokenizer.token(tokenizer.mask_id))
-    found = find_task(task, directory=directory, templates=templates, on_bad_row=on_bad_row)
-    found = _with_mask(found.drawn(split, **draw), mask)
+    found = open_task(task, split, **options)
+    found = _with_mask(found, mask)
     with progress_bar(progress) as track:
         rows = found.prompted(split, lambda examples: track(examples, f"{task}: prompts"))
         texts = [row.input if mask in row.input else f"{row.input} {mask}" for row in rows]

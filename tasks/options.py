@@ -2,12 +2,46 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Unpack
 
 from peft_jax.errors import InputError
-from peft_jax.tasks.draws import Draw
-from peft_jax.tasks.prompted import PromptedTask
+from peft_jax.tasks.draws import Draw, DrawOptions
+from peft_jax.tasks.prompted import PromptedTask, find_rows, find_task
+from peft_jax.tasks.row_report import OnBadRow
+
+
+class TaskOptions(DrawOptions, total=False):
+    """Where a task's rows and templates lie, and which of the rows are wanted.
+
+    directory, templates, on_bad_row, own: as for `peft_jax.tasks.prompted.find_task`. The rest:
+    as for `peft_jax.tasks.draws.Draw`.
+    """
+
+    directory: str | Path | None
+    templates: str | Path | None
+    on_bad_row: OnBadRow
+    own: Mapping[str, Any] | None
+
+
+def open_task(
+    task: str, split: str, *, prompts: bool = True, **options: Unpack[TaskOptions]
+) -> PromptedTask:
+    """The task of a name, with what is drawn of a split.
+
+    Args:
+        prompts: whether its templates are wanted; else only its rows.
+
+    Raises InputError for everything that is wrong with the task, its templates or the draw.
+    """
+    names = ("directory", "templates", "on_bad_row", "own")
+    source: Any = {name: options[name] for name in names if name in options}
+    draw: Any = {name: value for name, value in options.items() if name not in names}
+    if not prompts:
+        source.pop("templates", None)
+    found = find_task(task, **source) if prompts else find_rows(task, **source)
+    return found.drawn(split, **draw)
 
 
 def check_limits(**limits: int) -> None:

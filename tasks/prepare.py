@@ -18,12 +18,9 @@ from peft_jax.tasks.converters import (
     choice_lengths,
     input_errors,
 )
-from peft_jax.tasks.draws import DrawOptions
 from peft_jax.tasks.encoders import label_examples, verbalizer_examples
-from peft_jax.tasks.options import check_limits, describe, progress_bar
-from peft_jax.tasks.prompted import find_task
+from peft_jax.tasks.options import TaskOptions, check_limits, describe, open_task, progress_bar
 from peft_jax.tasks.registry import seqio_task, seqio_task_name
-from peft_jax.tasks.row_report import OnBadRow
 from peft_jax.tasks.tensorflow_data import seqio
 from peft_jax.tasks.texts import text_examples
 from peft_jax.tasks.vocabularies import load_vocabulary
@@ -46,21 +43,18 @@ def choice_examples(
     split: str,
     *,
     backbone_vocabulary_path: str | os.PathLike,
-    directory: str | Path | None = None,
-    templates: str | Path | None = None,
     max_input_length: int = 256,
     max_choice_length: int = 64,
     multiple: int = 1,
     kind: Kind = "encoder_decoder",
     pad_id: int = 0,
     progress: bool = False,
-    on_bad_row: OnBadRow = "error",
-    **draw: Unpack[DrawOptions],
+    **options: Unpack[TaskOptions],
 ) -> ChoiceExamples:
     """Tokenises a split of a task under all of its templates.
 
     Args:
-        task: see `peft_jax.tasks.prompted.find_task`, as for ``directory`` and ``templates``.
+        task: see `peft_jax.tasks.prompted.find_task`.
         split: "train", "validation", or the stem of another JSONL file in the task's folder.
         backbone_vocabulary_path: the backbone's vocabulary, a Hugging Face folder or a file of it.
         max_input_length: S at most, special tokens included (T-Few: 256). Longer inputs are cut: at
@@ -72,19 +66,16 @@ def choice_examples(
             stand alone or follow the prompt (`peft_jax.tokenizer.row_ids`).
         pad_id: of the backbone (``config.pad_id``).
         progress: show a progress bar.
-        on_bad_row: stop at a row that cannot be used, or "skip" it; ``details["notes"]`` has the
-            counts.
-        draw: a few-shot draw or a fold instead of the whole split, see `peft_jax.tasks.draws.Draw`.
+        options: where the rows lie, and which of them, see `peft_jax.tasks.options.TaskOptions`.
 
     Returns arrays with the fewest places that hold the data. Raises InputError for everything that
     is wrong with the task, its files, its templates, the vocabulary or the limits.
     """
     limits = {"max_input_length": max_input_length, "max_choice_length": max_choice_length}
     check_limits(**limits, multiple=multiple)
-    found = find_task(task, directory=directory, templates=templates, on_bad_row=on_bad_row)
+    found = open_task(task, split, **options)
     if not found.ranks:
         raise InputError(f"task {task} has no answer choices to rank: its answers are written")
-    found = found.drawn(split, **draw)
     load_vocabulary(backbone_vocabulary_path, kind)  # says what is wrong before anything is read
     with progress_bar(progress) as track:
         rows = found.prompted(split, lambda examples: track(examples, f"{task}: prompts"))

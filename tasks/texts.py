@@ -6,14 +6,11 @@ seqio is needed.
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Unpack
 
 from peft_jax.errors import InputError
-from peft_jax.tasks.draws import DrawOptions
-from peft_jax.tasks.options import check_limits, describe, progress_bar
-from peft_jax.tasks.prompted import PromptedRow, PromptedTask, find_task
-from peft_jax.tasks.row_report import OnBadRow
+from peft_jax.tasks.options import TaskOptions, check_limits, describe, open_task, progress_bar
+from peft_jax.tasks.prompted import PromptedRow, PromptedTask
 from peft_jax.text_examples import TextExamples, TextRow, TextWriter
 from peft_jax.tokenizer import Kind, Tokenizer, load_tokenizer, row_ids
 
@@ -23,8 +20,6 @@ def text_examples(
     split: str,
     *,
     backbone_vocabulary_path: str | os.PathLike,
-    directory: str | Path | None = None,
-    templates: str | Path | None = None,
     max_input_length: int | None = None,
     max_target_length: int | None = None,
     multiple: int = 1,
@@ -33,8 +28,7 @@ def text_examples(
     start_id: int = 0,
     progress: bool = False,
     file: str | os.PathLike | None = None,
-    on_bad_row: OnBadRow = "error",
-    **draw: Unpack[DrawOptions],
+    **options: Unpack[TaskOptions],
 ) -> TextExamples:
     """Tokenises a split of a task for a model that writes the answers.
 
@@ -42,7 +36,7 @@ def text_examples(
     choices are kept, so that what is written can be told to be one of them.
 
     Args:
-        task, split, directory, templates, multiple, kind, pad_id, progress, on_bad_row, draw: see
+        task, split, multiple, kind, pad_id, progress, options: see
             `peft_jax.tasks.prepare.choice_examples`.
         backbone_vocabulary_path: the backbone's vocabulary, a Hugging Face folder or a file of it.
         max_input_length: in tokens, special ones included; longer inputs are cut: at their end, a
@@ -58,8 +52,7 @@ def text_examples(
     tokenizer = load_tokenizer(backbone_vocabulary_path)
     if kind == "encoder":
         raise InputError(f"task {task}: an encoder writes no answers")
-    found = find_task(task, directory=directory, templates=templates, on_bad_row=on_bad_row)
-    found = found.drawn(split, **draw)
+    found = open_task(task, split, **options)
     definition = found.definition
     limits = {
         "max_input_length": max_input_length or (definition.max_input_length if definition else 0),
