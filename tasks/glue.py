@@ -68,8 +68,9 @@ def _dataset(
 
 def _renamed_rows(names: Mapping[str, str], row: dict) -> list[dict]:
     made = renamed(row, names)
-    if isinstance(made.get("idx"), str):  # a TSV file's numbers are texts
-        made["idx"] = int(made["idx"])
+    for key in ("idx", "label"):  # a TSV file's numbers are texts
+        if isinstance(made.get(key), str) and made[key].isdecimal():
+            made[key] = int(made[key])
     return [made]
 
 

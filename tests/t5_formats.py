@@ -1,4 +1,4 @@
-"""What t5 makes of made-up rows (tests/golden/make_t5_formats.py), and what our tasks make of them."""
+"""What t5 makes of made-up rows (golden/make_t5_formats.py), and what our tasks make of them."""
 
 import functools
 import json
@@ -17,15 +17,23 @@ def golden() -> dict:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def cases(*tasks: str) -> list[tuple[str, dict, list]]:
-    """(task, row, [input, target] of each example), with the task's name and without it."""
-    chosen = [case for case in golden()["cases"] if case["task"].startswith(tasks)]
+def cases(*prefixes: str) -> list[tuple[str, dict, list]]:
+    """(task, row, [input, target] of each example) of the tasks whose names begin so.
+
+    The same rows without the task's name are those of ``taskless_<task>``.
+    """
+    named = [(case["task"], case["row"], case["examples"]) for case in golden()["cases"]]
     bare = [
         (f"taskless_{case['task']}", case["row"], case["taskless"])
-        for case in chosen
+        for case in golden()["cases"]
         if "taskless" in case
     ]
-    return [(case["task"], case["row"], case["examples"]) for case in chosen] + bare
+    return [case for case in named + bare if case[0].startswith(prefixes)]
+
+
+def made_by(task: str) -> list[Rendered]:
+    """All examples that a task makes of t5's rows."""
+    return [made for name, row, _ in cases(task) if name == task for made in render(name, row)]
 
 
 def rows_of(task: TaskDefinition, row: dict) -> list[dict]:

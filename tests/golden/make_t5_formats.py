@@ -45,9 +45,8 @@ SENTENCES = [
     {"sentence": "a 日本語  sentence ", "label": 1},
     {"sentence": "hidden", "label": -1},
 ]
-ARTICLE = (
-    "Ann met Bob in Oslo.\n@highlight\nAnn was glad!\n@highlight\nBob was not\n@highlight\n"
-    "Who won?\n@highlight\n\"Ann\"\n@highlight\n'Bob'\n@highlight\n\n@highlight\nThe end’\n@highlight\n"
+ARTICLE = "\n@highlight\n".join(
+    ("Ann met Bob.", "Ann was glad!", "Bob not", "Who won?", '"Ann"', "'Bob'", "", "The end’", "")
 )
 ROWS = {
     "super_glue_boolq": [
@@ -57,81 +56,165 @@ ROWS = {
     ],
     "super_glue_cb": [*NLI, {"premise": "B: uh, no.", "hypothesis": "no", "label": 2}],
     "super_glue_copa": [
-        {"premise": "It rained.", "choice1": "I got wet.", "choice2": "I flew. ", "question": "effect", "label": 0},
-        {"premise": "He left .", "choice1": "", "choice2": "He was “late”", "question": "cause", "label": 1},
+        {
+            "premise": "It rained.",
+            "choice1": "I got wet.",
+            "choice2": "I flew. ",
+            "question": "effect",
+            "label": 0,
+        },
+        {
+            "premise": "He left .",
+            "choice1": "",
+            "choice2": "He was “late”",
+            "question": "cause",
+            "label": 1,
+        },
         {"premise": "Hidden.", "choice1": "a", "choice2": "b", "question": "cause", "label": -1},
     ],
     "super_glue_multirc": [
         {
             "paragraph": "<b>Sent 1: </b>Ann ran.<br><b>Sent 2: </b>Bob sat. <br>",
-            "question": "Who<br>ran?", "answer": "<b>Ann</b> ", "label": 1,
+            "question": "Who<br>ran?",
+            "answer": "<b>Ann</b> ",
+            "label": 1,
             "idx": {"paragraph": 3, "question": 14, "answer": 159},
         },
         {
-            "paragraph": "<B>Kept</B> <br/> <bold> </br> <<b>b>", "question": "multirc?", "answer": "日本",
-            "label": 0, "idx": {"paragraph": 3, "question": 15, "answer": 160},
+            "paragraph": "<B>Kept</B> <br/> <bold> </br> <<b>b>",
+            "question": "multirc?",
+            "answer": "日本",
+            "label": 0,
+            "idx": {"paragraph": 3, "question": 15, "answer": 160},
         },
         {
-            "paragraph": "p", "question": "q", "answer": "a", "label": -1,
+            "paragraph": "p",
+            "question": "q",
+            "answer": "a",
+            "label": -1,
             "idx": {"paragraph": 4, "question": 16, "answer": 161},
         },
     ],
     "super_glue_record": [
         {
-            "passage": ARTICLE, "query": "@placeholder met Bob", "entities": ["Ann", "Bob", "Oslo"],
-            "answers": ["Ann"], "idx": {"passage": 7, "query": 21},
+            "passage": ARTICLE,
+            "query": "@placeholder met Bob",
+            "entities": ["Ann", "Bob", "Oslo"],
+            "answers": ["Ann"],
+            "idx": {"passage": 7, "query": 21},
         },
         {
-            "passage": "No highlights here.", "query": "Then @placeholder, the “Queen”, sang ",
-            "entities": ["Ann Lee", "Lee", "Ann Lee", "München"], "answers": ["Lee", "Ann Lee"],
+            "passage": "No highlights here.",
+            "query": "Then @placeholder, the “Queen”, sang ",
+            "entities": ["Ann Lee", "Lee", "Ann Lee", "München"],
+            "answers": ["Lee", "Ann Lee"],
             "idx": {"passage": 8, "query": 22},
         },
         {
-            "passage": "Hidden \n@highlight\n", "query": "@placeholder", "entities": [], "answers": [],
+            "passage": "Hidden \n@highlight\n",
+            "query": "@placeholder",
+            "entities": [],
+            "answers": [],
             "idx": {"passage": 8, "query": 23},
         },
     ],
     "super_glue_rte": NLI,
     "super_glue_wic": [
         {
-            "word": "bank", "sentence1": "The bank of a river .", "sentence2": " Go to the bank", "label": 0,
-            "start1": 4, "start2": 11, "end1": 8, "end2": 15,
+            "word": "bank",
+            "sentence1": "The bank of a river .",
+            "sentence2": " Go to the bank",
+            "label": 0,
+            "start1": 4,
+            "start2": 11,
+            "end1": 8,
+            "end2": 15,
         },
         {
-            "word": "carry on", "sentence1": "Carry on!", "sentence2": "word: carry on", "label": 1,
-            "start1": 0, "start2": 6, "end1": 8, "end2": 14,
+            "word": "carry on",
+            "sentence1": "Carry on!",
+            "sentence2": "word: carry on",
+            "label": 1,
+            "start1": 0,
+            "start2": 6,
+            "end1": 8,
+            "end2": 14,
         },
         {
-            "word": "x", "sentence1": "x", "sentence2": "x", "label": -1,
-            "start1": 0, "start2": 0, "end1": 1, "end2": 1,
+            "word": "x",
+            "sentence1": "x",
+            "sentence2": "x",
+            "label": -1,
+            "start1": 0,
+            "start2": 0,
+            "end1": 1,
+            "end2": 1,
         },
     ],
     "super_glue_axb": PAIRS,
     "super_glue_axg": NLI,
-    "super_glue_wsc_simple_train": (WSC := [
-        {
-            "text": "Ann told Bea that she had won.", "span1_text": "Bea", "span2_text": "she",
-            "span1_index": 2, "span2_index": 4, "label": 1,
-        },
-        {
-            "text": "Ann told Bea that she had won.", "span1_text": "Ann's  friend", "span2_text": "she",
-            "span1_index": 0, "span2_index": 4, "label": 0,
-        },
-        {
-            "text": "The ball  hit X and it broke it", "span1_text": "The ball", "span2_text": "it",
-            "span1_index": 0, "span2_index": 8, "label": 1,
-        },
-        {
-            "text": "Mark X asked Zoë if his hat was his .", "span1_text": "Zoë", "span2_text": "his",
-            "span1_index": 3, "span2_index": 5, "label": 1,
-        },
-    ]),
+    "super_glue_wsc_simple_train": (
+        WSC := [
+            {
+                "text": "Ann told Bea that she had won.",
+                "span1_text": "Bea",
+                "span2_text": "she",
+                "span1_index": 2,
+                "span2_index": 4,
+                "label": 1,
+            },
+            {
+                "text": "Ann told Bea that she had won.",
+                "span1_text": "Ann's  friend",
+                "span2_text": "she",
+                "span1_index": 0,
+                "span2_index": 4,
+                "label": 0,
+            },
+            {
+                "text": "The ball  hit X and it broke it",
+                "span1_text": "The ball",
+                "span2_text": "it",
+                "span1_index": 0,
+                "span2_index": 8,
+                "label": 1,
+            },
+            {
+                "text": "Mark X asked Zoë if his hat was his .",
+                "span1_text": "Zoë",
+                "span2_text": "his",
+                "span1_index": 3,
+                "span2_index": 5,
+                "label": 1,
+            },
+        ]
+    ),
     "super_glue_wsc_simple_eval": [*WSC, WSC[0] | {"label": -1}],
     "dpr_simple": [
-        {"sentence": "Bob asked Tom if he can lend some money.", "pronoun": "he", "candidates": ["Bob", "Tom"], "label": 1},
-        {"sentence": "Cats chase mice because they, as they say, run.", "pronoun": "they", "candidates": ["Cats", "mice"], "label": 0},
-        {"sentence": "The lid fits the jar; break it.", "pronoun": "it", "candidates": ["The lid", "the jar"], "label": 1},
-        {"sentence": "He left; nobody saw him?", "pronoun": "him", "candidates": ["He", "nobody"], "label": 0},
+        {
+            "sentence": "Bob asked Tom if he can lend some money.",
+            "pronoun": "he",
+            "candidates": ["Bob", "Tom"],
+            "label": 1,
+        },
+        {
+            "sentence": "Cats chase mice because they, as they say, run.",
+            "pronoun": "they",
+            "candidates": ["Cats", "mice"],
+            "label": 0,
+        },
+        {
+            "sentence": "The lid fits the jar; break it.",
+            "pronoun": "it",
+            "candidates": ["The lid", "the jar"],
+            "label": 1,
+        },
+        {
+            "sentence": "He left; nobody saw him?",
+            "pronoun": "him",
+            "candidates": ["He", "nobody"],
+            "label": 0,
+        },
     ],
     "glue_cola": SENTENCES,
     "glue_sst2": SENTENCES,
@@ -155,29 +238,42 @@ ROWS = {
     "glue_rte": PAIRS,
     "glue_wnli": PAIRS,
     "glue_ax": NLI,
-    "squad": (SQUAD := [
-        {
-            "id": "a1", "question": "Who won in 1,066?", "context": "William (the “Conqueror”) won.\nYes!",
-            "answers": {"text": ["William (the “Conqueror”)", "William"], "answer_start": [0, 0]},
-        },
-        {
-            "id": "a2", "question": " How  much\u00a0was\u000bit? ", "context": "It was $1,000.00—or 50% off. ",
-            "answers": {"text": ["$1,000.00", "1,000.00—or 50%"], "answer_start": [7, 8]},
-        },
-        {
-            "id": "a3", "question": "^_`{|}~", "context": "a\\b [c] <d> e@f #g &h *i +j =k ;l 日本。",
-            "answers": {"text": ["#g"], "answer_start": [16]},
-        },
-    ]),
+    "squad": (
+        SQUAD := [
+            {
+                "id": "a1",
+                "question": "Who won in 1,066?",
+                "context": "William (the “Conqueror”) won.\nYes!",
+                "answers": {
+                    "text": ["William (the “Conqueror”)", "William"],
+                    "answer_start": [0, 0],
+                },
+            },
+            {
+                "id": "a2",
+                "question": " How  much\u00a0was\u000bit? ",
+                "context": "It was $1,000.00—or 50% off. ",
+                "answers": {"text": ["$1,000.00", "1,000.00—or 50%"], "answer_start": [7, 8]},
+            },
+            {
+                "id": "a3",
+                "question": "^_`{|}~",
+                "context": "a\\b [c] <d> e@f #g &h *i +j =k ;l 日本。",
+                "answers": {"text": ["#g"], "answer_start": [16]},
+            },
+        ]
+    ),
     "squad_context_free": SQUAD,
     "mrqa_textbookqa": [
         {
-            "qid": row["id"], "question": row["question"].strip(), "context": row["context"].strip(),
+            "qid": row["id"],
+            "question": row["question"].strip(),
+            "context": row["context"].strip(),
             "answers": row["answers"]["text"],
         }
         for row in SQUAD
     ],
-}  # fmt: skip
+}
 # Our names -> t5's, where t5's is not ours with a version behind.
 NAMES = {
     "super_glue_wsc_simple_train": "super_glue_wsc_v102_simple_train",
