@@ -154,6 +154,50 @@ class Methods:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tasks:
+    """List the tasks: where their rows come from, how many, and the metrics.
+
+    ``peft-jax tasks show NAME`` prints examples of one, as a model reads them.
+    """
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Tasks, beginnings of names such as super_glue, or groups; by default all."""
+    directory: Path | None = None
+    """Folder of data: says which tasks' files are there, and which file or download is wanted."""
+    markdown: bool = False
+    """Print the tables of docs/tasks.md."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowTask:
+    """Print a few examples of a task as a model reads them: the prompt, its tokens, what is cut."""
+
+    name: tyro.conf.Positional[str]
+    """Task, as for --task."""
+    directory: Path | None = None
+    """Folder of data, or the one file of your own."""
+    split: str | None = None
+    """By default the one that the task is evaluated on."""
+    examples: int = 3
+    """How many, each under the next of the task's templates."""
+    template: str | None = None
+    """Name or number of the one template to show."""
+    templates: Path | None = None
+    """promptsource templates.yaml, or the folder that holds it."""
+    input: str | None = None
+    """Files of your own, as --data.input."""
+    choices: tuple[str, ...] = ()
+    target: str | None = None
+    label: str | None = None
+    backbone: str = "tiny"
+    """Whose tokenizer reads them: "tiny", or a checkpoint folder."""
+    max_input_length: int | None = None
+    """In tokens; by default the task's own."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Whether rows that cannot be used are an error, or skipped and counted."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """Many runs, one table, one picture."""
 
@@ -447,6 +491,47 @@ def methods(arguments: Sequence[str]) -> None:
         print(f"\n{table.description(row.name)}")
 
 
+def tasks(arguments: Sequence[str]) -> None:
+    if arguments and arguments[0] == "show":
+        _show_task(arguments[1:])
+        return
+    given = _parse(Tasks, "tasks", arguments)
+    from peft_jax import task_table
+
+    if given.markdown:
+        print(task_table.markdown(), end="")
+        return
+    console = Console()
+    found = task_table.rows(given.names, given.directory)
+    console.print(*task_table.tables(found, task_table.mixtures(given.names)), sep="\n")
+    if given.names and len(found) <= task_table.DESCRIBED:
+        console.print(*task_table.descriptions(found), sep="\n")
+
+
+def _show_task(arguments: Sequence[str]) -> None:
+    given = _parse(ShowTask, "tasks show", arguments)
+    from peft_jax.task_preview import previews, print_previews
+    from peft_jax.tasks.prompted import find_task
+
+    task = find_task(
+        given.name,
+        directory=given.directory,
+        templates=given.templates,
+        on_bad_row=given.on_bad_row,
+        own={key: getattr(given, key) for key in ("input", "choices", "target", "label")},
+    )
+    split = given.split or (task.definition.evaluation_split if task.definition else "validation")
+    found = previews(
+        task,
+        split,
+        backbone=given.backbone,
+        examples=given.examples,
+        template=given.template,
+        max_input_length=given.max_input_length,
+    )
+    print_previews(Console(), task, split, list(found))
+
+
 def study(arguments: Sequence[str]) -> None:
     default = configuration.load_preset(_value_of("--config", arguments) or "tfew")
     # The name may stand first, without a flag.
@@ -486,6 +571,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "convert": (convert, "write a backbone or an adapter in another library's format"),
     "backbones": (backbones, "list families, sizes, parameters and what was checked"),
     "methods": (methods, "list methods: what they train, where, and how much"),
+    "tasks": (tasks, "list tasks, and show examples of one as a model reads them"),
     "study": (study, "many runs, one table, one picture"),
     "pretrain": (pretrain, "make the embedded backbone again"),
 }

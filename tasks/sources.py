@@ -116,11 +116,14 @@ def places(dataset: Dataset, directory: Path) -> list[Path]:
 
 
 def wanted_files(dataset: Dataset) -> str:
-    """Which files a dataset is read from, and where they are had, in one line."""
-    folder = dataset.folder or dataset.name
-    split = dataset.splits.get("train", "train")
-    line = f"{folder}/{split}.jsonl (or {', '.join(ENDINGS[1:])}, each also .gz)"
+    """Which files a dataset is read from, of which kinds, and where they are had, in one line."""
+    line = f"{wanted_file(dataset)} (or {', '.join(ENDINGS[1:])}, each also .gz)"
     return f"{line}; {dataset.download}" if dataset.download else line
+
+
+def wanted_file(dataset: Dataset) -> str:
+    """The file of training rows that a dataset is read from, below the data directory."""
+    return f"{dataset.folder or dataset.name}/{dataset.splits.get('train', 'train')}.jsonl"
 
 
 def splits_of(dataset: Dataset, folder: Path) -> tuple[str, ...]:
