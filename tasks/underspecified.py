@@ -106,12 +106,11 @@ def style_of(pair: FeaturePair, intervention: str) -> Style:
 # Demonstrations and tests
 # --------------------------------------------------------------------------------------------
 class Marked(NamedTuple):
-    """A text with its two features, 0 or 1 each, and its place in the split it is from."""
+    """A text with its two features, 0 or 1 each."""
 
     text: str
     h1: int
     h2: int
-    place: int
 
 
 class Prompts(NamedTuple):
@@ -222,16 +221,31 @@ def read_bias(name: str, directory: str | Path) -> Bias:
 
     Raises InputError if there is none of them, or for a row of another form (with its place).
     """
-    pair, directory = find_pair(name), Path(directory)
-    for place in (directory, directory / "testsets_ambiguous"):
-        if (place / f"{pair.name}.json").is_file():
-            return _of_json(pair, place / f"{pair.name}.json")
+    pair = find_pair(name)
+    file = _json_file(pair, directory)
+    if file is not None:
+        return _of_json(pair, file)
     task = find_rows(PREFIX + pair.name, directory=directory)
     shown, tests = (
-        [_stored(row, i, getattr(row, "where", "a row")) for i, row in enumerate(task.read(split))]
+        [_stored(row, getattr(row, "where", "a row")) for row in task.read(split)]
         for split in ("train", "validation")
     )
     return _bias(pair, shown, tests)
+
+
+def has_files(name: str, directory: str | Path) -> bool:
+    """Whether `read_bias` finds files of a pair below a directory."""
+    pair = find_pair(name)
+    if _json_file(pair, directory) is not None:
+        return True
+    return any((Path(directory) / place).is_dir() for place in (PREFIX + pair.name, pair.name))
+
+
+def _json_file(pair: FeaturePair, directory: str | Path) -> Path | None:
+    for place in (Path(directory), Path(directory) / "testsets_ambiguous"):
+        if (place / f"{pair.name}.json").is_file():
+            return place / f"{pair.name}.json"
+    return None
 
 
 def bias_of(pair: FeaturePair, train: Iterable[Mapping], test: Iterable[Mapping]) -> Bias:
@@ -257,11 +271,10 @@ def bias_of(pair: FeaturePair, train: Iterable[Mapping], test: Iterable[Mapping]
 
     def marked(rows: Iterable[Mapping]) -> list[Marked]:
         found = []
-        for place, row in enumerate(rows):
+        for row in rows:
             values = [feature(row) for feature in features]
             if None not in values:
-                h1, h2 = map(int, values)
-                found.append(Marked(_joined(row, pair.fields), h1, h2, place))
+                found.append(Marked(_joined(row, pair.fields), *map(int, values)))
         return found
 
     return _bias(pair, marked(train), marked(test))
@@ -290,13 +303,13 @@ def _of_json(pair: FeaturePair, file: Path) -> Bias:
             f"and testset_0_1): {error}"
         ) from error
     rows = [
-        [_stored(row, i, f"{file}, row {i}") for i, row in enumerate(first + second)]
+        [_stored(row, f"{file}, row {i}") for i, row in enumerate(first + second)]
         for first, second in (parts[:2], parts[2:])
     ]
     return _bias(pair, *rows)
 
 
-def _stored(row: Any, place: int, where: str) -> Marked:
+def _stored(row: Any, where: str) -> Marked:
     """A row of the paper's files, which say the features in ``split``."""
     features = row.get("split") if isinstance(row, Mapping) else None
     if features not in ("1_1", "0_0", "1_0", "0_1") or not isinstance(row.get("question"), str):
@@ -304,7 +317,7 @@ def _stored(row: Any, place: int, where: str) -> Marked:
             f"{where}: a text 'question' and a 'split' of 1_1, 0_0, 1_0 or 0_1 are needed; the row "
             f"is {row!r:.120}"
         )
-    return Marked(row["question"], int(features[0]), int(features[2]), place)
+    return Marked(row["question"], int(features[0]), int(features[2]))
 
 
 # --------------------------------------------------------------------------------------------
@@ -315,7 +328,7 @@ def _format(pair: FeaturePair, intervention: str) -> TextFormat:
     by: Literal["h1", "h2"] = "h2" if intervention.endswith("h2") else "h1"
 
     def render(row: Mapping) -> Rendered:
-        marked = _stored(row, 0, f"a row of {pair.name}")
+        marked = _stored(row, f"a row of {pair.name}")
         query = style.query(marked.text)
         label = getattr(marked, by)
         return Rendered(
