@@ -180,7 +180,7 @@ def wsc_simple(row: Mapping) -> Rendered:
     """The text with its pronoun marked -> the referent that the row offers, right or wrong.
 
     As t5.data.preprocessors.wsc_simple; also where T5 refuses a row, for a pronoun that begins the
-    text. ``keep["correct"]`` is the label, for the metric "wsc".
+    text. ``keep["label"]`` tells the metric "wsc" whether it is the right one.
     """
     before, after = _around_pronoun(row)
     # T5 writes " X " for the pronoun and then marks every " X " of the text: so do we.
@@ -188,7 +188,7 @@ def wsc_simple(row: Mapping) -> Rendered:
     return Rendered(
         input=text if before else text.lstrip(),
         target=row["span1_text"],
-        keep={"correct": int(row["label"])},
+        keep={"label": int(row["label"])},
     )
 
 

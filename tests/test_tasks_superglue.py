@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from peft_jax.errors import InputError
-from peft_jax.metrics.base import Answers
-from peft_jax.metrics.winograd import METRICS, names_referent
+from peft_jax.metrics import METRICS, Answers
+from peft_jax.metrics.reading import names_referent
 from peft_jax.tasks.catalogue import definitions, find_definition
 from peft_jax.tasks.datasets import DATASETS as TABLE
 from peft_jax.tasks.superglue import (
@@ -171,13 +171,15 @@ def test_referents_are_named_as_in_t5(said, referent, named):
 
 
 def test_wsc_counts_a_referent_that_is_rightly_not_named():
+    asked = {"text": "Ann told Bea that she won.", "span2_text": "she", "span2_index": 4}
+    rows = [asked | {"span1_text": "Bea", "label": label} for label in (1, 1, 0, 0)]
+    made = [render("super_glue_wsc_simple_eval", row | {"span1_index": 2})[0] for row in rows]
     answers = Answers(
-        predictions=["the Tom", "Bob", "Bob", ""],
-        references=[["Tom"], ["Tom"], ["Tom"], ["Tom"]],
-        keep=[{"correct": 1}, {"correct": 1}, {"correct": 0}, {"correct": 0}],
+        predictions=["the Bea", "Ann", "Ann", ""],
+        references=[[one.target] for one in made],
+        keep=[one.keep for one in made],
     )
-    (metric,) = METRICS
-    assert metric(answers) == {"accuracy": 50.0}
+    assert METRICS["wsc"](answers) == {"accuracy": 50.0}
 
 
 def test_mixtures_hold_what_t5_trains_on():
