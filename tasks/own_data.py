@@ -214,6 +214,7 @@ def _definition(settings: _Settings, folder: Path) -> TaskDefinition:
     outline = Dataset(
         name=settings.name,
         fields=(),
+        shots=0,  # all, if nobody says otherwise
         splits=_splits(settings, folder),
         held_out=None if share is None else HeldOut(share, settings.get("seed", 0)),
     )

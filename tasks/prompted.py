@@ -353,7 +353,8 @@ def _templates_file(
     raise InputError(
         f"no templates for task {dataset.name!r}: looked for "
         + ", ".join(map(str, candidates[:-1] or candidates))
-        + "; write templates.yaml in promptsource's format, or give --data.templates"
+        + "; for data of your own write task.yaml, two lines with `input:` and `choices:` (or give "
+        "them as --data.input and --data.choices), or templates.yaml in promptsource's format"
     )
 
 

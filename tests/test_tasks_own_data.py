@@ -63,6 +63,7 @@ def test_two_lines_make_a_task(tmp_path):
     assert task.metrics == ("accuracy",)
     assert task.dataset.labels == ("no", "yes")
     assert task.dataset.fields == ("text",)
+    assert task.dataset.shots == 0  # training takes all rows
 
 
 @pytest.mark.parametrize("place", ["folder", "file"])
