@@ -137,8 +137,10 @@ def _preprocessors(task: PromptedTask, vocabulary: seqio.Vocabulary, kind: Kind)
     if isinstance(vocabulary, HuggingFaceVocabulary):
         # It cuts a text while it reads it, so that there is nothing uncut to be cached.
         return [tokenize_rows(vocabulary, kind), *end[1:]]
-    choices = [end_choices] if task.ranks else []
-    return [seqio.preprocessors.tokenize, *choices, seqio.CacheDatasetPlaceholder(), *end]
+    placeholder = seqio.CacheDatasetPlaceholder()
+    if not task.ranks:
+        return [seqio.preprocessors.tokenize, placeholder, *end]
+    return [seqio.preprocessors.tokenize, end_choices, placeholder, pad_choices, *end]
 
 
 def output_features(
@@ -157,11 +159,15 @@ def output_features(
 def end_choices(
     ds: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
-    """A seqio preprocessor: EOS behind every choice, which are never cut, as a dense [c, t].
+    """A seqio preprocessor: EOS behind every choice, which are never cut; still ragged [c, t]."""
+    return seqio.preprocessors.append_eos(ds, {"choices": output_features["choices"]})
 
-    Short choices are filled up with -1.
+
+def pad_choices(ds: tf.data.Dataset) -> tf.data.Dataset:
+    """A seqio preprocessor: choices as a dense [c, t], short ones filled up with -1.
+
+    Behind the cache, whose files keep ragged choices as seqio stores them.
     """
-    ds = seqio.preprocessors.append_eos(ds, {"choices": output_features["choices"]})
     return ds.map(
         lambda features: features | {"choices": features["choices"].to_tensor(PAD)},
         num_parallel_calls=tf.data.AUTOTUNE,

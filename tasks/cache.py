@@ -1,0 +1,346 @@
+"""Tokens kept in files: the offline cache of seqio, without Apache Beam.
+
+``seqio_cache_tasks`` needs Beam; this writes the same files in one process, of any seqio task that
+has a ``CacheDatasetPlaceholder``, whoever registered it::
+
+    FOLDER/<task>/train.tfrecord-00000-of-00016 ...    rows, as seqio.dict_to_tfexample stores them
+    FOLDER/<task>/info.train.json                      shards, shapes and dtypes
+    FOLDER/<task>/stats.train.json                     rows, tokens, longest rows
+    FOLDER/<task>/COMPLETED                            written last: what seqio looks for
+
+After ``seqio.set_global_cache_dirs([FOLDER])``, ``seqio.get_dataset(..., use_cached=True)`` of a
+task or a mixture reads them, in T5X too. A file is there whole or not at all, and a run that was
+stopped goes on where it was.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peft_jax.errors import InputError
+from peft_jax.files import replace_file
+from peft_jax.tasks.draws import Draw
+from peft_jax.tasks.registry import register
+from peft_jax.tasks.tensorflow_data import seqio, tf
+from peft_jax.tokenizer import Kind
+
+COMPLETED = "COMPLETED"
+_MADE_WITH = "peft_jax.json"
+_ROWS_A_SHARD = 2_000
+_MOST_SHARDS = 64
+_SHARDS = 16
+
+Row = Mapping[str, Any]
+
+
+def cache_task(
+    task: str | seqio.Task | seqio.Mixture,
+    directory: str | os.PathLike,
+    splits: Sequence[str] | None = None,
+    *,
+    shards: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> list[Path]:
+    """Writes the cache of a task, or of all tasks of a mixture.
+
+    Args:
+        task: registered with seqio, or the task itself.
+        directory: where the tasks' folders are put.
+        splits: None: all that the task has. Splits that are cached already are left as they are.
+        shards: files of a split, at least; a source that comes in more files keeps their number.
+            None: one for 2,000 rows, 1 to 64; 16 where seqio doesn't know the rows. For training on
+            n hosts take n or more: each then reads its own files.
+        overwrite: write again what is there.
+        progress: show a progress bar.
+
+    Returns the tasks' folders. Raises InputError for a task that does not exist, cannot be cached
+    or has no such split, and for a cache that was made with another vocabulary.
+    """
+    if shards is not None and shards < 1:
+        raise InputError(f"shards {shards}: at least 1 is needed")
+    folders = []
+    for one in _tasks_of(task):
+        folder = Path(directory) / seqio.get_task_dir_from_name(one.name)
+        _check_task(one, splits)
+        _open_folder(folder, one, overwrite)
+        for split in splits or one.splits:
+            if not (folder / _info(split)).exists():
+                _cache_split(one, split, folder, shards, progress)
+        with replace_file(folder / COMPLETED) as new:
+            new.write_text("")
+        folders.append(folder)
+    return folders
+
+
+def prepare_seqio(
+    task: str,
+    output: str | os.PathLike,
+    *,
+    backbone_vocabulary_path: str | os.PathLike,
+    splits: Sequence[str] | None = None,
+    directory: str | Path | None = None,
+    templates: str | Path | None = None,
+    draw: Draw | None = None,
+    kind: Kind = "encoder_decoder",
+    shards: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Registers a task of the catalogue with seqio and writes its cache: `peft-jax prepare`.
+
+    Args:
+        task, directory, templates, draw, kind: see `peft_jax.tasks.registry.register`.
+        output, splits, shards, overwrite, progress: see `cache_task`.
+        backbone_vocabulary_path: the backbone's vocabulary, a Hugging Face folder or a file of it.
+
+    Returns the task's folder. Raises InputError as `register` and `cache_task` do.
+    """
+    name, *_ = register(
+        task,
+        vocabulary=backbone_vocabulary_path,
+        directory=directory,
+        templates=templates,
+        draw=draw,
+        kind=kind,
+    )
+    (folder,) = cache_task(
+        name, output, splits, shards=shards, overwrite=overwrite, progress=progress
+    )
+    return folder
+
+
+# --------------------------------------------------------------------------------------------
+# Tasks and folders
+# --------------------------------------------------------------------------------------------
+def _tasks_of(task: str | seqio.Task | seqio.Mixture) -> list[seqio.Task]:
+    if isinstance(task, str):
+        known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+        if task not in known:
+            raise InputError(f"no task or mixture {task!r} is registered with seqio")
+        task = seqio.get_mixture_or_task(task)
+    return list(task.tasks) if isinstance(task, seqio.Mixture) else [task]
+
+
+def _check_task(task: seqio.Task, splits: Sequence[str] | None) -> None:
+    if not task.supports_caching:
+        raise InputError(
+            f"task {task.name} cannot be cached: it has no CacheDatasetPlaceholder (one whose "
+            "vocabulary is a Hugging Face tokenizer cuts texts while it reads them: prepare its "
+            "rows with `peft-jax prepare` in place of a cache)"
+        )
+    unknown = [split for split in splits or () if split not in task.splits]
+    if unknown:
+        raise InputError(f"task {task.name} has no split {unknown[0]!r}: {sorted(task.splits)}")
+
+
+def _open_folder(folder: Path, task: seqio.Task, overwrite: bool) -> None:
+    """The folder, with only what was made as it would be made now."""
+    if overwrite and folder.exists():
+        # First of all what says that the rest can be read.
+        (folder / COMPLETED).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    made_with = {
+        "seqio": seqio.__version__,
+        "features": {name: _describe(f) for name, f in task.output_features.items()},
+    }
+    note = folder / _MADE_WITH
+    before = json.loads(note.read_text()) if note.exists() else None
+    if before is None and (folder / COMPLETED).exists():
+        raise InputError(f"{folder} has a cache that is not from here: overwrite it, or leave it")
+    if before not in (None, made_with):
+        raise InputError(
+            f"{folder} was cached with other features or another vocabulary than task {task.name} "
+            "has: overwrite it (--overwrite), or give another folder"
+        )
+    with replace_file(note) as new:
+        new.write_text(json.dumps(made_with, indent=1, sort_keys=True) + "\n")
+
+
+def _describe(feature: seqio.Feature) -> str:
+    """A feature in words that do not depend on where its vocabulary lies."""
+    vocabulary = re.sub(r"(file|path)=[^,)]*,? ?", "", str(feature.vocabulary))
+    return f"{vocabulary} eos={feature.add_eos} rank={feature.rank} {feature.dtype}"
+
+
+def _info(split: str) -> str:
+    return f"info.{split}.json"
+
+
+# --------------------------------------------------------------------------------------------
+# One split
+# --------------------------------------------------------------------------------------------
+def _cache_split(
+    task: seqio.Task, split: str, folder: Path, shards: int | None, progress: bool
+) -> None:
+    """Writes all files of a split; what says that it is there, info.json, last."""
+    sources = len(task.source.list_shards(split))
+    files = -(-_shard_count(task, split, shards) // sources)
+    parts = []
+    for source in range(sources):
+        names = [
+            f"{split}.tfrecord-{source * files + i:05d}-of-{sources * files:05d}"
+            for i in range(files)
+        ]
+        label = f"{task.name} {split}" + (f" {source + 1}/{sources}" if sources > 1 else "")
+        part = folder / f".{split}-{source:05d}-of-{sources:05d}.json"
+        if not part.exists():
+            rows = _source_rows(task, split, source, sources)
+            total = task.num_input_examples(split) if sources == 1 else None
+            with _bar(rows, label, total, progress) as shown, replace_file(part) as new:
+                new.write_text(json.dumps(_write_rows(task, shown, folder, names)))
+        parts.append(json.loads(part.read_text()))
+    features = next((part["features"] for part in parts if part["features"]), None)
+    if features is None:
+        raise InputError(f"task {task.name} has no rows in its split {split}")
+    info = {"num_shards": sources * files, "features": features, "seqio_version": seqio.__version__}
+    for name, content in ((f"stats.{split}.json", _stats(parts)), (_info(split), info)):
+        with replace_file(folder / name) as new:
+            new.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    for part in folder.glob(f".{split}-*.json"):
+        part.unlink()
+
+
+def _shard_count(task: seqio.Task, split: str, shards: int | None) -> int:
+    if shards is not None:
+        return shards
+    rows = task.num_input_examples(split)
+    return _SHARDS if rows is None else min(_MOST_SHARDS, max(1, rows // _ROWS_A_SHARD))
+
+
+def _source_rows(task: seqio.Task, split: str, source: int, sources: int) -> Iterator[Row]:
+    # A source that is one function may know nothing of shards.
+    shard = seqio.ShardInfo(index=source, num_shards=sources) if sources > 1 else None
+    ds = task.source.get_dataset(split=split, shuffle=False, seed=source, shard_info=shard)
+    ds = task.preprocess_precache(ds, seed=source).prefetch(tf.data.AUTOTUNE)
+    # Not as_numpy_iterator, whose ragged values may come out as dense ones.
+    for row in ds:
+        yield {key: v if _is_ragged(v) else v.numpy() for key, v in row.items()}
+
+
+@contextlib.contextmanager
+def _bar(
+    rows: Iterator[Row], label: str, total: int | None, shown: bool
+) -> Iterator[Iterator[Row]]:
+    from rich.progress import Progress
+
+    with Progress(disable=not shown, transient=True) as bar:
+        yield bar.track(rows, description=label, total=total)
+
+
+def _write_rows(
+    task: seqio.Task, rows: Iterator[Row], folder: Path, names: Sequence[str]
+) -> dict[str, Any]:
+    """Deals rows to files in turn; returns their features and what they add to the stats."""
+    features: dict[str, dict] = {}
+    sums: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+    count = _token_counter(task)
+    with contextlib.ExitStack() as stack:
+        # Entered first, so that the files are closed before they are moved to their places.
+        places = [stack.enter_context(replace_file(folder / name)) for name in names]
+        files = [stack.enter_context(tf.io.TFRecordWriter(str(place))) for place in places]
+        for number, row in enumerate(rows):
+            if not features:
+                features = {key: _feature_info(value) for key, value in row.items()}
+            _check_row(task, features, row)
+            files[number % len(files)].write(to_example(row).SerializeToString())
+            sums["examples"] += 1
+            for name, tokens in count(row):
+                sums[f"{name}_tokens"] += tokens
+                most[f"{name}_max_tokens"] = max(most[f"{name}_max_tokens"], tokens)
+    return {"features": features, "sums": sums, "most": most}
+
+
+def _feature_info(value: Any) -> dict[str, Any]:
+    """What info.json says of a feature, as seqio's own caching says it of the first row."""
+    shape = _shape(value)
+    if _is_ragged(value):
+        name = value.dtype.name
+    else:
+        dtype = np.asarray(value).dtype
+        name = "string" if dtype.kind in "OS" else dtype.name
+    return {"shape": [None, *shape[1:]] if shape else [], "dtype": name}
+
+
+def _shape(value: Any) -> list[int | None]:
+    return value.shape.as_list() if _is_ragged(value) else list(np.shape(value))
+
+
+def _check_row(task: seqio.Task, features: Mapping[str, dict], row: Row) -> None:
+    """Raises InputError for a row that could not be read back with what info.json says."""
+    for key, info in features.items():
+        shape = _shape(row[key])
+        if shape[1:] != info["shape"][1:]:
+            raise InputError(
+                f"task {task.name}: {key} has the shape {shape} in one row and {info['shape']} in "
+                "another; a dense array is cached with one length along all axes but the first: "
+                "keep it ragged in front of the CacheDatasetPlaceholder"
+            )
+
+
+def _token_counter(task: seqio.Task) -> Callable[[Row], Iterator[tuple[str, int]]]:
+    """Tokens of a row's features without EOS and padding, as seqio counts them."""
+    special = {
+        name: [i for i in (f.vocabulary.eos_id, f.vocabulary.pad_id) if i is not None]
+        for name, f in task.output_features.items()
+    }
+
+    def count(row: Row) -> Iterator[tuple[str, int]]:
+        for name, ids in special.items():
+            value = row.get(name)
+            if isinstance(value, np.ndarray | np.generic) and value.dtype in (np.int32, np.int64):
+                yield name, int((~np.isin(value, ids)).sum())
+
+    return count
+
+
+def _stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    sums: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+    for part in parts:
+        sums.update(part["sums"])
+        most |= Counter(part["most"])  # the larger of both
+    return dict(sums | most)
+
+
+# --------------------------------------------------------------------------------------------
+# One row
+# --------------------------------------------------------------------------------------------
+def to_example(row: Row) -> tf.train.Example:
+    """A row as ``seqio.dict_to_tfexample`` makes it, from numpy values, which is faster.
+
+    Args:
+        row: numpy arrays, numbers, bytes, and ragged tensors.
+    """
+    example = tf.train.Example()
+    for key, value in row.items():
+        if _is_ragged(value):
+            for dim, lengths in enumerate(value.nested_row_lengths()):
+                _fill(example, seqio.utils.tfexample_ragged_length_key(key, dim), lengths.numpy())
+            value = value.flat_values.numpy()
+        _fill(example, key, np.asarray(value))
+    return example
+
+
+def _fill(example: tf.train.Example, key: str, values: np.ndarray) -> None:
+    feature, flat = example.features.feature[key], values.reshape(-1)
+    if flat.dtype.kind in "biu":
+        feature.int64_list.value.extend(flat.tolist())
+    elif flat.dtype.kind == "f":
+        feature.float_list.value.extend(flat.tolist())
+    else:
+        feature.bytes_list.value.extend(tf.compat.as_bytes(text) for text in flat.tolist())
+
+
+def _is_ragged(value: Any) -> bool:
+    return isinstance(value, tf.RaggedTensor)
