@@ -43,13 +43,16 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Score a saved adapter on a task by rank classification."""
+    """Evaluate a saved adapter, or a backbone by itself, on one task or on many."""
 
-    adapter: Path
-    """Folder of a run, or an adapter file."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    adapter: Path | None = None
+    """Folder of a run, or an adapter file; without it the backbone answers by itself."""
+    tasks: tuple[str, ...] = ()
+    """Several tasks, one table; "all" for every one whose files lie in --data.directory. By default
+    the one task of --task."""
     output: Path | None = None
-    """Folder for result.json and predictions.jsonl; by default only the table is printed."""
+    """Folder for the results; by default only the table is printed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +93,27 @@ class Prepare:
     """promptsource templates.yaml, or the folder that holds it."""
     backbone: str = "tiny"
     """Whose vocabulary is used."""
-    answer: Literal["auto", "choices", "head", "verbalizer", "trained_verbalizer"] = "auto"
+    answer: Literal["auto", "choices", "head", "verbalizer", "trained_verbalizer", "text"] = "auto"
     """How the backbone will answer, as for ``peft-jax train``."""
     shots: int | None = None
-    """Draw this many examples, as T-Few did; by default all are kept."""
+    """Draw this many examples; by default all are kept."""
     seed: int | None = None
-    """Of the draw."""
-    max_input_length: int = 256
+    """Of the draw, or of the folds."""
+    few_shot_style: Literal["tfew", "per_class", "balanced"] = "tfew"
+    """As for ``peft-jax train``."""
+    folds: int | None = None
+    """Deal the split into so many parts, and keep all but one."""
+    fold: int = 0
+    """Which part is left out."""
+    held_out: bool = False
+    """Keep what is left out instead: the fold, or development rows beside the shots."""
+    max_input_length: int | None = None
+    """In tokens; by default the task's own."""
     max_choice_length: int = 64
+    max_target_length: int | None = None
+    """Of texts, in tokens; by default the task's own."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Stop at a row that cannot be read or rendered, or leave it out and count it."""
     overwrite: bool = False
 
 
@@ -315,6 +331,17 @@ def evaluate(arguments: Sequence[str]) -> None:
     adapter = _value_of("--adapter", arguments)
     default = (_saved_experiment(Path(adapter)) if adapter else None) or Experiment()
     given = _parse(Evaluate, "evaluate", arguments, experiment=default)
+    if given.tasks:
+        from peft_jax.task_evaluation import evaluate_tasks
+
+        evaluate_tasks(
+            given.experiment,
+            given.tasks,
+            adapter=given.adapter,
+            output=given.output,
+            console=Console(),
+        )
+        return
     from peft_jax.inference import evaluate_adapter
 
     evaluate_adapter(given.adapter, given.experiment, given.output, Console())
@@ -344,34 +371,54 @@ def prepare(arguments: Sequence[str]) -> None:
     given = _parse(Prepare, "prepare", arguments)
     from peft_jax.answers import find_answer
     from peft_jax.backbones import backbone_outline
+    from peft_jax.tasks.options import open_task
     from peft_jax.tasks.prepare import prepare as write
 
-    if given.shots is not None and given.seed is None:
-        raise InputError(f"shots {given.shots} needs the seed of the draw: --seed 42")
     options = dataclasses.asdict(given)
+    if given.task.startswith("embedded_"):
+        del options["directory"]
+    source = {k: options[k] for k in ("directory", "templates", "on_bad_row") if k in options}
     backbone = backbone_outline(options.pop("backbone"))
-    answer = find_answer(options.pop("answer"), backbone)
-    rows = {"choices": "choices", "head": "labels", "verbalizer": "verbalizers"}.get(answer)
-    if rows is None:  # a trained verbaliser reads the mask of an encoder, elsewhere the prompt
-        rows = "verbalizers" if backbone.config.kind == "encoder" else "choices"
-    if rows == "verbalizers":
+    config, answer = backbone.config, options.pop("answer")
+    prompts = config.kind != "encoder" and answer in ("auto", "choices", "text")
+    found = open_task(given.task, given.split, prompts=prompts, **source)  # type: ignore[arg-type]
+    answer = find_answer(answer, backbone, ranks=found.ranks)
+    rows = {"choices": "choices", "head": "labels", "verbalizer": "verbalizers", "text": "texts"}
+    # A trained verbaliser reads the mask of an encoder, elsewhere the prompt.
+    kind = rows.get(answer) or ("verbalizers" if config.kind == "encoder" else "choices")
+    options["max_input_length"] = given.max_input_length or found.definition.max_input_length
+    if kind == "verbalizers":
         options["one_token"] = answer == "verbalizer"
     else:
-        options["kind"] = backbone.config.kind
-    if rows != "choices":
+        options["kind"] = config.kind
+    if kind != "choices":
         del options["max_choice_length"]
-    if rows == "labels":
+    if kind == "texts":
+        options["start_id"] = config.decoder_start_id
+    else:
+        del options["max_target_length"]
+    if kind == "labels":
         del options["templates"]
     examples = write(
         **options,
-        rows=rows,
+        rows=kind,
         backbone_vocabulary_path=backbone.vocabulary,
-        pad_id=backbone.config.pad_id,
+        pad_id=config.pad_id,
         progress=True,
     )
-    Console().print(
-        f"{given.output}: {examples.num_examples:,} examples x {examples.num_templates} templates, "
-        f"{len(examples):,} rows of at most {examples.encoder_input_tokens.shape[1]} tokens"
+    _tell_prepared(given.output, examples)
+
+
+def _tell_prepared(output: Path, examples) -> None:
+    from peft_jax.experiment import notes_of
+
+    console = Console()
+    for note in notes_of(examples):
+        console.print(note, markup=False, soft_wrap=True)
+    templates = f"{examples.num_templates} template" + "s" * (examples.num_templates != 1)
+    console.print(
+        f"{output}: {examples.num_examples:,} examples x {templates}, {len(examples):,} rows of at "
+        f"most {examples.input_length} tokens"
     )
 
 
@@ -565,7 +612,7 @@ def study(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (train, "fine-tune on one task, evaluate, leave an adapter"),
-    "evaluate": (evaluate, "score a saved adapter on a task"),
+    "evaluate": (evaluate, "measure an adapter, or a backbone alone, on one task or on many"),
     "predict": (predict, "answer one input with a saved adapter"),
     "prepare": (prepare, "tokenise a task into a file that needs no TensorFlow"),
     "convert": (convert, "write a backbone or an adapter in another library's format"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,20 @@ class _Measured:
         """The figures under every template that applies to any row."""
         names = tuple(self.examples.details.get("metrics") or ("accuracy",))
         answers, found = self.answers, {}
-        for index, name in enumerate(self.examples.template_names):
-            rows = np.flatnonzero(self.examples.template == index)
-            if rows.size:
-                found[name] = compute(names, answers.select(rows))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", UserWarning)
+            for index, name in enumerate(self.examples.template_names):
+                rows = np.flatnonzero(self.examples.template == index)
+                if rows.size:
+                    found[name] = compute(names, answers.select(rows))
+        lines = (str(one.message) for one in told if issubclass(one.category, UserWarning))
+        self.__dict__["_told"] = tuple(dict.fromkeys(lines))
         return found
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a metric has to say beside its figures: one that could not be had, and why."""
+        return self.__dict__["_told"] if self.figures_per_template else ()
 
     @property
     def figures(self) -> dict[str, Spread]:

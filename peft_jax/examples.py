@@ -110,6 +110,11 @@ class ChoiceExamples(ExampleRows):
         return len(self.label)
 
     @property
+    def input_length(self) -> int:
+        """S, the places of an input."""
+        return self.encoder_input_tokens.shape[1]
+
+    @property
     def has_markers(self) -> bool:
         """Whether an input has the id of a row that a method trains."""
         return markers.is_soft(int(self.encoder_input_tokens.min()))

@@ -730,6 +730,8 @@ class _Run:
         metrics = report.read_metrics(self.output / "metrics.jsonl")
         report.draw_run(self.output / "run.png", metrics, result)
         self.console.print(report.run_table(result))
+        for note in evaluation.notes:
+            self.console.print(note, markup=False, soft_wrap=True)
         self.console.print(f"written to {self.output}: {ADAPTER_FILE}, result.json, run.png")
         return result
 

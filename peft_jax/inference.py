@@ -23,6 +23,7 @@ from peft_jax.experiment import (
     check_method,
     evaluation_mesh,
     method_names,
+    notes_of,
     open_backbone,
     open_examples,
     open_measure,
@@ -32,20 +33,28 @@ from peft_jax.methods.prompt_places import marker_rows
 from peft_jax.progress import step_bar
 from peft_jax.scoring import score_choices, score_classes, score_labels, score_verbalizers
 from peft_jax.tokenizer import Tokenizer, check_fits, kind_of, load_tokenizer, row_ids
+from peft_jax.tree import Params
 
 
 def evaluate_adapter(
-    adapter_folder: Path, config: Experiment, output: Path | None, console: Console
+    adapter_folder: Path | None, config: Experiment, output: Path | None, console: Console
 ) -> dict[str, Any]:
-    """Scores an adapter on ``config.task``; prints the table, and writes the files if asked to."""
+    """Measures an adapter on ``config.task``; prints the table, and writes the files if asked to.
+
+    Args:
+      adapter_folder: a run's folder or an adapter file; None: the frozen backbone by itself.
+    """
     check(config)
     if output is not None and output.is_dir() and any(output.iterdir()):
         raise InputError(f"output {output} is not empty; give a new folder")
     backbone = open_backbone(config)
-    adapter, method = load_adapter(adapter_folder, backbone)
-    answer = read_header(adapter_folder)["details"].get("answer")
-    if config.answer == "auto" and answer is not None:
-        config = dataclasses.replace(config, answer=answer)  # as it was trained
+    adapter: Params = {}
+    method = None
+    if adapter_folder is not None:
+        adapter, method = load_adapter(adapter_folder, backbone)
+        answer = read_header(adapter_folder)["details"].get("answer")
+        if config.answer == "auto" and answer is not None:
+            config = dataclasses.replace(config, answer=answer)  # as it was trained
     examples = open_examples(
         config.task,
         config.data,
@@ -53,9 +62,12 @@ def evaluate_adapter(
         config.seed,
         training=False,
         answer=config.answer,
-        methods=method_names(method),
+        methods=() if method is None else method_names(method),
     )
-    check_method(method, backbone, examples)
+    if method is not None:
+        check_method(method, backbone, examples)
+    for note in notes_of(examples):
+        console.print(note, markup=False, soft_wrap=True)
     mesh = evaluation_mesh(config)
     measure = open_measure(config, backbone, method, examples, mesh)
     with step_bar(console, "evaluation", len(examples)) as advance:
@@ -67,6 +79,8 @@ def evaluate_adapter(
         )
     summary = evaluation.summary()
     console.print(report.evaluation_table(summary))
+    for note in evaluation.notes:
+        console.print(note, markup=False, soft_wrap=True)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "result.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -153,6 +153,11 @@ class TextExamples(ExampleRows):
             _round_up(int(self.targets.lengths.max()), self.multiple),
         )
 
+    @property
+    def input_length(self) -> int:
+        """S, the places of an input."""
+        return self.lengths[0]
+
     @functools.cached_property
     def token_range(self) -> tuple[int, int]:
         """The smallest and the largest id of all rows (a pass over all of them)."""

@@ -134,6 +134,21 @@ def find_definition(name: str, directory: str | Path | None = None) -> TaskDefin
     return None
 
 
+def known_in(directory: str | Path) -> list[TaskDefinition]:
+    """Every task of the table, and those whose names a data folder's files make.
+
+    A module that makes tasks on demand may export ``names_in(directory)``.
+    """
+    found = dict(definitions())
+    for module in _modules():
+        names_in = getattr(module, "names_in", None)
+        for name in () if names_in is None else names_in(directory):
+            made = find_definition(name, directory)
+            if made is not None:
+                found.setdefault(made.name, made)
+    return list(found.values())
+
+
 def find_mixture(name: str) -> MixtureDefinition:
     """The mixture of a name; InputError, with the nearest name, if there is none."""
     known = mixtures()
