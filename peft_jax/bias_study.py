@@ -313,7 +313,8 @@ def draw_biases(
         axis.set_yticks(range(len(tasks)), tasks if axis is axes[0] else [""] * len(tasks))
         axis.grid(axis="x", alpha=0.25)
     if len(interventions) > 1:
-        axes[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.18))
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, ncols=5, loc="outside lower center")
     report.save_figure(figure, path)
 
 
