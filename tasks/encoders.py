@@ -66,6 +66,10 @@ def label_examples(
     check_limits(max_input_length=max_input_length, multiple=multiple)
     tokenizer = load_tokenizer(backbone_vocabulary_path)
     found = open_task(task, split, prompts=False, **options)
+    if found.dataset.label_field is None:
+        raise InputError(
+            f"task {task} has no classes that all of its rows share: a head cannot answer it"
+        )
     rows = found.rows(split)
     chosen = tuple(fields) if fields else _text_fields(found, rows[0][1])
     names = _label_names(found, split)

@@ -22,7 +22,8 @@ from peft_jax.errors import InputError
 from peft_jax.tasks.prompts import Rendered
 
 _WHOLE_EXPRESSION = re.compile(r"\s*\{\{(?P<inside>(?:(?!\}\}).)*)\}\}\s*", re.DOTALL)
-_OWN_NAMES = ("row", "answer_choices")
+# What a template may use beside a row's fields; the mask is that of a masked-LM.
+_OWN_NAMES = ("row", "answer_choices", "mask")
 _NOTHING: Mapping = MappingProxyType({})
 
 

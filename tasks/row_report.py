@@ -26,6 +26,10 @@ class Row(dict):
         super().__init__(fields)
         self.where = where
 
+    def __or__(self, more) -> "Row":
+        """A row with more fields is still of that place."""
+        return Row(dict(self) | dict(more), self.where)
+
 
 class RowReport:
     """Rows that were left out, and other things that somebody who trains should know of the rows.

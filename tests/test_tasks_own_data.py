@@ -190,6 +190,26 @@ def test_a_blank_input_leaves_a_row_out(tmp_path):
     assert len(every(own_task(tmp_path, "x"), tmp_path)) == 3
 
 
+def test_a_masked_model_has_its_mask_where_it_is_written(tmp_path):
+    write(tmp_path, 'input: "{{text}} {{mask}}, I complain."\nchoices: [no, yes]\n')
+    task = own_task(tmp_path, "x")
+    dataset, folder = find_source(task.dataset, tmp_path)
+    row = read_rows(dataset, "train", folder)[0]
+    with_mask = row | {"mask": "[MASK]"}
+    assert with_mask.where == row.where
+    assert task.formats[0].render_all(with_mask)[0].input.endswith(" [MASK], I complain.")
+
+
+def test_a_head_has_no_use_for_choices_of_each_row(tmp_path):
+    from peft_jax.backbones import TINY
+    from peft_jax.tasks.encoders import label_examples
+
+    rows = [{"q": "x", "options": ["a", "b"], "label": i % 2} for i in range(4)]
+    write(tmp_path, 'input: "{{q}}"\nchoices: options\n', rows)
+    with pytest.raises(InputError, match="has no classes that all of its rows share"):
+        label_examples("x", "train", backbone_vocabulary_path=TINY, directory=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "names"),
     [
