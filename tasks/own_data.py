@@ -56,6 +56,8 @@ KEYS = {
 """The lines of a task.yaml."""
 
 _PROMPT_KEYS = ("input", "choices", "target", "references")
+# What a flag makes void in the file: a text to write has no choices, and the other way round.
+_REPLACED = {"input": ("prompts",), "choices": ("target", "references"), "target": ("choices",)}
 _LISTS = ("labels", "metrics", "fields")
 _NUMBERS = ("seed", "max_input_length", "max_target_length")
 
@@ -81,7 +83,8 @@ def own_task(directory: str | Path, name: str, **given: Any) -> TaskDefinition:
         directory: the data's folder, one that holds it under the task's name, or a single file.
         name: the task's name; that of the task.yaml must be the same, or be left out.
         given: flags, named like the lines of the task.yaml (see `KEYS`); None: not given. They go
-            before the task.yaml's; an ``input`` goes before all of its prompts.
+            before the task.yaml's: an ``input`` before all of its prompts, a ``target`` before its
+            choices, and ``choices`` before its target.
 
     Returns the definition of a task whose `Dataset` `find_source` finds in the same directory.
 
@@ -93,8 +96,8 @@ def own_task(directory: str | Path, name: str, **given: Any) -> TaskDefinition:
     if file is not None:
         settings = _read(file, settings)
     flags = {key: value for key, value in given.items() if value not in (None, ())}
-    if "input" in flags:
-        settings.values.pop("prompts", None)
+    for key in (key for flag, keys in _REPLACED.items() if flag in flags for key in keys):
+        settings.values.pop(key, None)
     for key, value in flags.items():
         settings.add(key, value, f"--data.{key.replace('_', '-')}")
     return _definition(settings, _data_folder(settings))

@@ -158,6 +158,9 @@ def test_flags_go_before_the_file(tmp_path):
     assert examples(task, tmp_path)[0] == ("It broke at once. Bad?", "yes", ("no", "yes"))
     with pytest.raises(InputError, match=r"validation\.jsonl does not exist"):
         examples(task, tmp_path, "validation")
+    written = own_task(tmp_path, "x", target="So: {{label}}")
+    text = "It broke at once. Is this a complaint?"
+    assert examples(written, tmp_path)[0] == (text, "So: yes", ("So: yes",))
 
 
 def test_files_may_be_named(tmp_path):
