@@ -10,6 +10,7 @@ Rows are read as TFDS and Hugging Face have them, and with the headers of GLUE's
 
 import functools
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -38,6 +39,7 @@ def _dataset(
     sizes: tuple[int, ...],
     source: str = "",
     own_names: Mapping[str, str] | None = None,
+    splits: Mapping[str, str] = MappingProxyType({}),
     **details,
 ) -> Dataset:
     """A dataset of GLUE.
@@ -46,6 +48,7 @@ def _dataset(
         sizes: rows of train, validation, test.
         source: what TFDS calls it; "" as ``name``.
         own_names: GLUE's own names of the fields -> ours.
+        splits: our split -> the source's, where they are called otherwise.
     """
     expand = None
     if own_names is not None:
@@ -60,7 +63,11 @@ def _dataset(
         folder=f"glue_{source}",
         templates=f"glue/{source}",
         expand=expand,
-        sizes=dict(zip(("train", "validation", "test"), sizes, strict=True)),
+        splits=splits,
+        sizes={
+            splits.get(split, split): size
+            for split, size in zip(("train", "validation", "test"), sizes, strict=True)
+        },
         download=_DOWNLOAD,
         **details,
     )
