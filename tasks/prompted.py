@@ -118,7 +118,7 @@ class PromptedTask:
         """
         if split not in self._rendered:
             counters = [
-                self.report.source(f"{self.name} {split} under {template.name!r}", "examples")
+                self.report.source(f"{self.name} {split}", "prompts", f"under {template.name!r}")
                 for template in self.templates
             ]
             rows: list[PromptedRow] = []

@@ -49,18 +49,20 @@ class RowReport:
         if on_bad_row not in get_args(OnBadRow):
             raise InputError(f"on_bad_row {on_bad_row!r} is not known: give 'error' or 'skip'")
         self._skip = on_bad_row == "skip"
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[tuple[str, str], Source] = {}
         self._notes: dict[str, None] = {}
 
-    def source(self, name: str, rows: str = "rows") -> "Source":
+    def source(self, name: str, rows: str = "rows", part: str = "") -> "Source":
         """A counter that starts at nothing: a source that is read again counts once.
 
         Args:
-            name: the file, or the template, as the line shall name it.
+            name: the file, or the task and split, as the line shall name it.
             rows: what is counted there.
+            part: one of several that have a line together but must each have rows left, such as a
+                template.
         """
-        self._sources[name] = Source(name, rows, self._skip)
-        return self._sources[name]
+        self._sources[name, part] = Source(f"{name} {part}".strip(), rows, self._skip)
+        return self._sources[name, part]
 
     def note(self, line: str) -> None:
         """Something to be told, once."""
@@ -73,20 +75,29 @@ class RowReport:
 
     def lines(self) -> list[str]:
         """The notes, and a line for each source that lost rows, with the first reason."""
-        return [*self._notes, *(s.line() for s in self._sources.values() if s.skipped)]
+        lines = list(self._notes)
+        for name in dict.fromkeys(name for name, _ in self._sources):
+            parts = [source for (of, _), source in self._sources.items() if of == name]
+            bad = [source for source in parts if source.skipped]
+            if bad:
+                counts = f"{sum(s.skipped for s in bad):,} of {sum(s.rows for s in parts):,}"
+                lines.append(f"skipped {counts} {bad[0].what} of {name}: {bad[0].first}")
+        return lines
 
 
 class Source:
     """The counter of one source; `RowReport.source` makes it.
 
     Attributes:
+        what: what is counted.
         rows: how many there were.
         skipped: how many of them were left out.
+        first: why the first of them was.
     """
 
     def __init__(self, name: str, rows: str, skip: bool):
-        self._name, self._what, self._skip = name, rows, skip
-        self.rows, self.skipped, self._first = 0, 0, ""
+        self._name, self._skip, self.what = name, skip, rows
+        self.rows, self.skipped, self.first = 0, 0, ""
 
     def seen(self) -> None:
         """One more row, good or bad."""
@@ -97,16 +108,11 @@ class Source:
         if not self._skip:
             raise error
         self.skipped += 1
-        self._first = self._first or str(error)
+        self.first = self.first or str(error)
 
     def refuse_if_none_is_left(self) -> None:
         """Raises InputError where every single row was bad: then it is not the rows."""
         if self.skipped and self.skipped == self.rows:
             raise InputError(
-                f"none of the {self.rows:,} {self._what} of {self._name} can be used: {self._first}"
+                f"none of the {self.rows:,} {self.what} of {self._name} can be used: {self.first}"
             )
-
-    def line(self) -> str:
-        """What was skipped here, and why the first."""
-        of = f"{self.skipped:,} of {self.rows:,} {self._what} of {self._name}"
-        return f"skipped {of}: {self._first}"

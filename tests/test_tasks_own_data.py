@@ -339,7 +339,24 @@ def test_a_row_that_a_prompt_cannot_use_is_named(tmp_path, row, words):
         else:
             assert len(prompted.prompted("train")) == 4
             (line,) = report.lines()
-            assert line.startswith("skipped 1 of 5 examples of x train under 'own': ")
+            assert line.startswith("skipped 1 of 5 prompts of x train: ")
+
+
+def test_a_prompt_that_no_row_fits_is_an_error_even_where_bad_rows_are_skipped(tmp_path):
+    """The other prompt's rows would hide it; rows that both refuse have one line together."""
+    from peft_jax.tasks.prompted import find_task
+
+    text = "choices: [no, yes]\nheld_out: none\nprompts:\n"
+    text += "  a: {input: \"{{text[99 if 'order' in text else 0].upper()}}\"}\n"
+    write(tmp_path, text + "  b: {input: \"{{text[99 if 'order' in text else 3].upper()}}\"}\n")
+    task = find_task("x", directory=tmp_path, on_bad_row="skip")
+    assert len(task.prompted("train")) == 6
+    (line,) = task.report.lines()
+    assert line.startswith("skipped 2 of 8 prompts of x train: ")
+    assert "train.jsonl:3: " in line
+    write(tmp_path, text + '  b: {input: "{{text + 1}}"}\n')
+    with pytest.raises(InputError, match=r"none of the 4 prompts of x train under 'b' can be used"):
+        find_task("x", directory=tmp_path, on_bad_row="skip").prompted("train")
 
 
 def test_nothing_in_a_template_is_run(tmp_path):
