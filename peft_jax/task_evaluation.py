@@ -309,7 +309,9 @@ def draw_tasks(path: Path, title: str, outcomes: Sequence[Outcome]) -> None:
         color = colors[groups.index(outcome.group) % len(colors)]
         axis.errorbar(outcome.score, place, xerr=outcome.iqr / 2, fmt="o", ms=4, color=color)
         text = f"{outcome.score:.1f} {outcome.metric}"
-        axis.annotate(text, (102, place), fontsize=7, va="center", color=report.GREY)
+        axis.annotate(
+            text, (102, place), fontsize=7, va="center", color=report.GREY, annotation_clip=False
+        )
     axis.set_yticks(range(len(shown)), [outcome.task for outcome in shown], fontsize=7)
     axis.set(xlim=(-2, 101), ylim=(len(shown) - 0.4, -0.6), title=title)
     axis.set_xlabel("median over templates, with their interquartile range")

@@ -18,11 +18,12 @@ tokens, as Hugging Face's tokenizers cut them.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from peft_jax.errors import InputError
 from peft_jax.markers import has_markers
+from peft_jax.tasks.catalogue import MixtureDefinition, find_mixture
 from peft_jax.tasks.converters import refuse_long_choices
 from peft_jax.tasks.draws import Draw
 from peft_jax.tasks.embedded import TASKS as EMBEDDED_TASKS
@@ -91,6 +92,57 @@ def register_embedded(vocabulary: str | os.PathLike, kind: Kind = "encoder_decod
     return names
 
 
+def register_mixture(
+    name: str,
+    *,
+    vocabulary: str | os.PathLike,
+    directory: str | Path | None = None,
+    kind: Kind = "encoder_decoder",
+) -> list[str]:
+    """Registers a mixture of the catalogue, and its tasks with all of their templates.
+
+    A task's rate is as the mixture says, in rows (examples times templates) of its training split,
+    which are counted when the mixture is drawn from. seqio mixes tasks of equal features only: of
+    the ones with choices and of the open ones in one mixture, all lose their choices.
+
+    Args: as for `register`.
+
+    Returns the mixture's name and its tasks'. Raises InputError for another name, and, with what is
+    wanted, for a task whose files or templates are not there.
+    """
+    mixture = find_mixture(name)
+    found = {task: find_task(task, directory=directory) for task in mixture.tasks}
+    ranks = all(task.ranks for task in found.values())
+    loaded = load_vocabulary(vocabulary, kind)
+    rates = []
+    for task_name, task in found.items():
+        seqio.TaskRegistry.remove(task_name)
+        seqio.TaskRegistry.add_provider(
+            task_name, seqio_task(task_name, task, loaded, kind=kind, ranks=ranks)
+        )
+        rates.append((task_name, _rate(mixture, task)))
+    seqio.MixtureRegistry.remove(name)
+    seqio.MixtureRegistry.add(name, rates)
+    return [name, *found]
+
+
+def _rate(mixture: MixtureDefinition, task: PromptedTask) -> Callable[[seqio.Task], float] | float:
+    if mixture.rate == "equal":
+        return 1.0
+    cap = mixture.caps.get(task.name, mixture.cap)
+
+    def rows(_: seqio.Task) -> float:
+        number = len(task.prompted(train_split(task)))
+        return float(number if cap is None else min(number, cap))
+
+    return rows
+
+
+def train_split(task: PromptedTask) -> str:
+    """The split that a task is trained on."""
+    return task.definition.train_split if task.definition else "train"
+
+
 def seqio_task_name(name: str) -> str:
     """A task's name with what seqio does not allow in names replaced by _."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "_.:") else "_" for c in name)
@@ -102,11 +154,13 @@ def seqio_task(
     vocabulary: seqio.Vocabulary,
     template: int | None = None,
     kind: Kind = "encoder_decoder",
+    ranks: bool | None = None,
 ) -> seqio.Task:
     """A seqio task, not registered, over the rows of one template or (None) of all.
 
     Args:
         vocabulary: from `load_vocabulary`, for the same kind of model.
+        ranks: whether the rows have their choices; None: where the task has any.
 
     Raises InputError for an encoder, which writes no answers.
     """
@@ -119,26 +173,33 @@ def seqio_task(
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # the rows are in memory: seqio's shuffle buffer does it
         rows = task.prompted(split)
-        return rows_to_dataset([r for r in rows if template in (None, r.template)])
+        return rows_to_dataset([r for r in rows if template in (None, r.template)], ranks)
 
+    ranks = task.ranks if ranks is None else ranks and task.ranks
     cached = not isinstance(vocabulary, HuggingFaceVocabulary)
+    splits = tuple(dict.fromkeys((*SPLITS, *_own_splits(task))))
     return seqio.Task(
         name,
-        source=seqio.FunctionDataSource(dataset_fn, splits=SPLITS, caching_permitted=cached),
-        preprocessors=_preprocessors(task, vocabulary, kind),
-        output_features=output_features(vocabulary, ranks=task.ranks),
+        source=seqio.FunctionDataSource(dataset_fn, splits=splits, caching_permitted=cached),
+        preprocessors=_preprocessors(vocabulary, kind, ranks),
+        output_features=output_features(vocabulary, ranks=ranks),
         metric_fns=[],
     )
 
 
-def _preprocessors(task: PromptedTask, vocabulary: seqio.Vocabulary, kind: Kind) -> list:
+def _own_splits(task: PromptedTask) -> tuple[str, ...]:
+    definition = task.definition
+    return (definition.train_split, definition.evaluation_split) if definition else ()
+
+
+def _preprocessors(vocabulary: seqio.Vocabulary, kind: Kind, ranks: bool) -> list:
     """From texts to tokens; what stands behind the placeholder is done to cached tokens too."""
-    end = [end_with_eos, *([refuse_long_choices] if task.ranks else [])]
+    end = [end_with_eos, *([refuse_long_choices] if ranks else [])]
     if isinstance(vocabulary, HuggingFaceVocabulary):
         # It cuts a text while it reads it, so that there is nothing uncut to be cached.
         return [tokenize_rows(vocabulary, kind), *end[1:]]
     placeholder = seqio.CacheDatasetPlaceholder()
-    if not task.ranks:
+    if not ranks:
         return [seqio.preprocessors.tokenize, placeholder, *end]
     return [seqio.preprocessors.tokenize, end_choices, placeholder, pad_choices, *end]
 
@@ -187,9 +248,8 @@ def end_with_eos(
     )
 
 
-def rows_to_dataset(rows: Sequence[PromptedRow]) -> tf.data.Dataset:
-    """Prompted rows as a tf.data dataset of texts and numbers."""
-    ranks = bool(rows) and bool(rows[0].choices)
+def rows_to_dataset(rows: Sequence[PromptedRow], ranks: bool) -> tf.data.Dataset:
+    """Prompted rows as a tf.data dataset of texts and numbers, with choices where they rank."""
     numbers = ("label", "example", "template") if ranks else ("example", "template")
     columns = {
         "inputs": tf.constant([row.input for row in rows], tf.string),
