@@ -4,7 +4,13 @@
 `prompts`          prompt templates in promptsource's YAML format, rendered with jinja2
 `datasets`         datasets: fields, labels, where they lie, templates, shots
 `catalogue`        all tasks and mixtures by name, from the modules that define them
-`sources`          rows of a dataset, from a folder of JSONL files or from TFDS
+`sources`          rows of a dataset, from a folder of files or from TFDS
+`files`            rows of one file: JSONL, JSON, CSV, TSV, parquet or text
+`row_report`       what happens to rows that cannot be used, and what did
+`held_out`         which rows of train stand for validation where it has no file
+`own_data`         somebody's own files and a task.yaml -> a task
+`own_prompt`       the prompts of a task.yaml
+`own_folder`       what a folder of files without a task.yaml says about itself
 `few_shot`         T-Few's draws of training examples
 `prompted`         a task's rows under its templates, as text
 `tensorflow_data`  seqio and TensorFlow themselves, quiet and off the accelerators *
