@@ -9,7 +9,7 @@ from peft_jax.errors import InputError
 from peft_jax.metrics import METRICS
 from peft_jax.tasks.catalogue import find_definition
 from peft_jax.tasks.feature_pairs import PAIRS, FeaturePair, Hypothesis, find_pair
-from peft_jax.tasks.prompted import find_task
+from peft_jax.tasks.prompted import find_rows, find_task
 from peft_jax.tasks.underspecified import (
     INTERVENTIONS,
     TASKS,
@@ -221,3 +221,22 @@ def test_the_published_rows(name, shared_data):
         assert len(prompts.tests) > 400
         asked = {test.text.strip() for test in prompts.tests}
         assert not any(text in shown for text in asked for shown in prompts.demonstrations)
+
+
+@pytest.mark.parametrize("feature", ["length", "overlap", "qword", "structure"])
+def test_boolqs_own_rows_are_marked_as_the_published_ones(feature, shared_data):
+    """SuperGLUE's BoolQ has the passage's title in front, which the paper's rows lack."""
+    boolq = find_rows("boolq", directory=shared_data)
+    rows = [
+        row | {"passage": row["passage"].split(" -- ", 1)[-1]}
+        for split in ("train", "validation")
+        for row in boolq.read(split)
+    ]
+    pair = PAIRS[f"boolq_answer_{feature}"]
+    own, published = (
+        {marked.text: (marked.h1, marked.h2) for marked in bias.agreeing + bias.disagreeing}
+        for bias in (bias_of(pair, rows, rows), read_bias(pair.name, shared_data))
+    )
+    shared = own.keys() & published.keys()
+    assert len(shared) > 100
+    assert all(own[text] == published[text] for text in shared)
