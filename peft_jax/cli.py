@@ -188,7 +188,7 @@ class Tasks:
 class ShowTask:
     """Print a few examples of a task as a model reads them: the prompt, its tokens, what is cut."""
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Task, as for --task."""
     directory: Path | None = None
     """Folder of data, or the one file of your own."""
@@ -201,10 +201,13 @@ class ShowTask:
     templates: Path | None = None
     """promptsource templates.yaml, or the folder that holds it."""
     input: str | None = None
-    """Files of your own, as --data.input."""
+    """Files of your own: template of what the model reads, as --data.input."""
     choices: tuple[str, ...] = ()
+    """The same, as --data.choices."""
     target: str | None = None
+    """The same, as --data.target."""
     label: str | None = None
+    """The same, as --data.label."""
     backbone: str = "tiny"
     """Whose tokenizer reads them: "tiny", or a checkpoint folder."""
     max_input_length: int | None = None
