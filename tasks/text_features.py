@@ -12,6 +12,7 @@ were made with them but not what made these, so that the rules here are found fr
 instructions in run.py, and counted against the published rows: docs/evaluation.md has the figures.
 """
 
+import functools
 import inspect
 import re
 import string
@@ -98,12 +99,16 @@ def mostly_in(text: str, other: str) -> bool:
     Content words are all but stop words: scikit-learn's, the forms of do, and the s of a genitive.
     A text without any counts as being in the other.
     """
+    found = set(re.findall(r"\w+", other.lower()))
+    content = [word for word in re.findall(r"\w+", text.lower()) if word not in _stop_words()]
+    return not content or 2 * sum(word in found for word in content) > len(content)
+
+
+@functools.cache
+def _stop_words() -> frozenset[str]:
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    stop_words = ENGLISH_STOP_WORDS | DO_FORMS | {"s"}
-    found = set(re.findall(r"\w+", other.lower()))
-    content = [word for word in re.findall(r"\w+", text.lower()) if word not in stop_words]
-    return not content or 2 * sum(word in found for word in content) > len(content)
+    return ENGLISH_STOP_WORDS | DO_FORMS | {"s"}
 
 
 # --------------------------------------------------------------------------------------------
