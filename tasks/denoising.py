@@ -258,7 +258,8 @@ def pretraining_examples(
                 made = prefix_lm(tokens, rng)
             else:  # a token alone has no prefix
                 continue
-            yield TextRow(*([*part, *end] for part in made), example=index)
+            inputs, targets = ([*part, *end] for part in made)
+            yield TextRow(inputs, targets, example=index)
 
     return TextExamples.from_rows(
         rows(),

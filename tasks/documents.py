@@ -43,7 +43,7 @@ def read_documents(folder: str | Path, split: str, *, seed: int = 0) -> list[str
         raise InputError(f"{folder} holds no text: give .txt files, or rows with a field text")
     by_split: dict[str | None, list[Path]] = {name: [] for name in (None, *SPLIT_NAMES)}
     for file in files:
-        by_split[_split_of(Path(folder), file)].append(file)
+        by_split[split_of(file.relative_to(folder))].append(file)
     if split not in ("train", "validation") and not by_split.get(split):
         raise InputError(f"{folder} has no files of text for {split}")
     if split != "train" and by_split[split]:
@@ -69,6 +69,16 @@ def held_out(documents: Sequence[str], seed: int = 0) -> set[str]:
             "named train and validation, or several documents"
         )
     return set(distinct[: max(1, round(HELD_OUT * len(distinct)))])
+
+
+def split_of(file: Path) -> str | None:
+    """The split that a file's name says, or that of a folder around it; None where none does."""
+    for name in (stem_of(file), *reversed(file.parts[:-1])):
+        first = re.match(r"[a-z]*", name.lower())
+        for split, names in SPLIT_NAMES.items():
+            if first is not None and first[0] in names:
+                return split
+    return None
 
 
 def split_sentences(text: str, shortest: int = 5) -> tuple[str, ...]:
@@ -118,17 +128,6 @@ def _text_files(folder: Path) -> list[Path]:
         for file in folder.rglob("*")
         if file.is_file() and ending_of(file) is not None and not file.name.startswith(".")
     )
-
-
-def _split_of(folder: Path, file: Path) -> str | None:
-    """The split that a file's name, or that of a folder around it, says."""
-    inside = file.relative_to(folder)
-    for name in (*inside.parts[:-1], stem_of(file)):
-        first = re.match(r"[a-z]*", name.lower())
-        for split, names in SPLIT_NAMES.items():
-            if first is not None and first[0] in names:
-                return split
-    return None
 
 
 def _documents(files: Sequence[Path]) -> list[str]:

@@ -85,6 +85,11 @@ def _instruction(row: Mapping) -> Rendered:
     return Rendered("\n\n".join(part for part in parts if part), row["output"].strip())
 
 
+def _prompted(row: Mapping) -> Rendered:
+    keep = {"template": row["template"]} if "template" in row else {}
+    return Rendered(row["prompt"].strip(), row["completion"].strip(), keep=keep)
+
+
 TASKS: tuple[TaskDefinition, ...] = (
     TaskDefinition(
         name="gsm8k",
@@ -113,9 +118,7 @@ TASKS: tuple[TaskDefinition, ...] = (
         name="t0_multitask",
         dataset=T0_MULTITASK,
         group="Generation",
-        formats=(
-            TextFormat("prompt", lambda row: Rendered(row["prompt"].strip(), row["completion"])),
-        ),
+        formats=(TextFormat("prompt", _prompted),),
         metrics=("exact_match", "rouge"),
         about="T0's training mixture as rendered prompts (Sanh et al. 2022)",
         max_input_length=512,
@@ -127,9 +130,9 @@ TASKS: tuple[TaskDefinition, ...] = (
         dataset=PRETRAIN_TEXT,
         group="Pretraining",
         formats=(TextFormat("text", lambda row: Rendered("", row["text"])),),
-        metrics=(),
+        metrics=("chrf",),
         about="plain text as a target: language modelling",
-        max_input_length=1,
+        max_input_length=2,
         max_target_length=512,
     ),
 )

@@ -155,7 +155,7 @@ _XSUM_TASK = TaskDefinition(
     dataset=XSUM,
     group="Summarisation",
     formats=(_PLAIN,),
-    metrics=("rouge",),
+    metrics=("rouge_stemmed",),
     about="one sentence on a BBC article, as prefix-tuning reads it (Li and Liang 2021, section 5)",
     max_input_length=512,
     max_target_length=60,
@@ -180,7 +180,12 @@ def _topics(name: str, about: str) -> TaskDefinition:
 def _seq2seq(task: TaskDefinition) -> TaskDefinition:
     about = f"{task.about.split(',')[0]}, behind T5's summarize:"
     return replace(
-        task, name=f"{task.name}_seq2seq", formats=(_SUMMARIZE,), about=about, aliases=()
+        task,
+        name=f"{task.name}_seq2seq",
+        formats=(_SUMMARIZE,),
+        metrics=("rouge",),
+        about=about,
+        aliases=(),
     )
 
 
@@ -189,7 +194,7 @@ _CNN_DM_TASK = TaskDefinition(
     dataset=CNN_DM,
     group="Summarisation",
     formats=(_PLAIN,),
-    metrics=("rouge",),
+    metrics=("rouge_stemmed",),
     about="the highlights of a news article, See et al. (2017)",
     max_input_length=512,
     max_target_length=142,
@@ -201,7 +206,7 @@ _SAMSUM_TASK = TaskDefinition(
     dataset=SAMSUM,
     group="Summarisation",
     formats=(_PLAIN,),
-    metrics=("rouge",),
+    metrics=("rouge_stemmed",),
     about="what a chat is about, Gliwa et al. (2019); GPT-3's task in LoRA (table 4)",
     max_input_length=512,
     max_target_length=96,

@@ -5,8 +5,8 @@ and Liang 2021; github.com/XiangLi1999/PrefixTuning), and decode as it does; tho
 are the LoRA repository's (Hu et al. 2022; github.com/microsoft/LoRA), whose WebNLG inputs begin
 without a bar, and whose beams are other ones. ``_seq2seq`` puts T5's kind of task prefix in front.
 
-A row's ``references`` are all texts of its input. The target is the first of them; the trainer
-needs one row for each (see `peft_jax.tasks.table_files`), an evaluation one row for each input.
+A row's ``references`` are all texts of its input, as an evaluation needs them. A row of a file
+called train... is as many rows as it has references, each with one.
 
 Rows are accepted as `peft_jax.tasks.table_files` writes them of the published files, as JSONL with
 ``mr`` and ``ref`` or ``refs``, with ``modifiedtripleset`` and ``lex`` or ``refs``, or as in Hugging
@@ -16,10 +16,12 @@ Face's e2e_nlg, web_nlg, dart and GEM's copies.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from peft_jax.errors import InputError
 from peft_jax.tasks.catalogue import TaskDefinition
 from peft_jax.tasks.datasets import Dataset
+from peft_jax.tasks.documents import split_of
 from peft_jax.tasks.prompts import Rendered, TextFormat
 from peft_jax.tasks.table_files import split_triple
 
@@ -76,7 +78,7 @@ def e2e_rows(row: Mapping) -> list[dict]:
     """A row of any copy of E2E -> one with ``meaning_representation`` and ``references``."""
     meaning = row.get("meaning_representation", row.get("mr"))
     references = _texts(row, "references", "refs", "ref", "human_reference", "target")
-    return [dict(row) | {"meaning_representation": meaning, "references": references}]
+    return _for_training(row, {"meaning_representation": meaning, "references": references})
 
 
 def webnlg_rows(row: Mapping) -> list[dict]:
@@ -89,7 +91,7 @@ def webnlg_rows(row: Mapping) -> list[dict]:
     lex = row.get("lex")
     references = lex.get("text") if isinstance(lex, Mapping) else None
     references = references or _texts(row, "references", "refs", "lex", "target")
-    return [dict(row) | {"triples": _triples(row), "references": references}]
+    return _for_training(row, {"triples": _triples(row), "references": references})
 
 
 def dart_rows(row: Mapping) -> list[dict]:
@@ -102,7 +104,16 @@ def dart_rows(row: Mapping) -> list[dict]:
         references = [note["text"] for note in notes]
     else:
         references = _texts(row, "references", "refs", "target")
-    return [dict(row) | {"triples": _triples(row), "references": references}]
+    return _for_training(row, {"triples": _triples(row), "references": references})
+
+
+def _for_training(row: Mapping, made: dict) -> list[dict]:
+    """The row with what was made of it; of a training file one row for each reference."""
+    file = Path(re.sub(r":\d+$|, row \d+$", "", getattr(row, "where", "")))
+    whole = dict(row) | made
+    if not made["references"] or split_of(Path(*file.parts[-2:])) != "train":
+        return [whole]
+    return [whole | {"references": [text]} for text in made["references"]]
 
 
 def _texts(row: Mapping, *names: str) -> list[str] | None:
@@ -187,7 +198,7 @@ def _format(name: str, field: str, linearise: Callable[..., str], prefix: str = 
 
 
 _E2E_FORMAT = _format("slots", "meaning_representation", linearise_meaning)
-_WEBNLG_METRICS = ("bleu", "meteor", "ter")
+_WEBNLG_METRICS = ("bleu_webnlg", "meteor", "ter")
 
 _E2E_TASK = TaskDefinition(
     name="e2e_nlg",

@@ -184,6 +184,22 @@ def test_every_copy_of_webnlg_says_the_same(copy):
     )
 
 
+def test_every_reference_is_trained_on(tmp_path):
+    row = {"tripleset": TRIPLES, "annotations": {"text": ["T.", "U."], "source": ["s", "s"]}}
+    for split in ("train", "validation"):
+        file = tmp_path / "dart" / f"{split}-00000-of-00001.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    task = find_task("dart", directory=tmp_path)
+    rows = task.prompted("train")
+    assert [(made.target, made.references, made.example) for made in rows] == [
+        ("T.", ("T.",), 0),
+        ("U.", ("U.",), 1),
+    ]
+    (made,) = task.prompted("validation")
+    assert made.references == ("T.", "U.")
+
+
 def test_copies_of_dart_and_e2e():
     hub = {"tripleset": TRIPLES, "annotations": {"source": ["s"] * 2, "text": ["T.", "U."]}}
     assert tables.dart_rows(hub)[0]["references"] == ["T.", "U."]
