@@ -255,6 +255,10 @@ _AS_TEMPLATES_READ = (
 """Datasets whose tasks have a form of their own, with the fields that the templates read."""
 
 
+def _plain_named(row: dict) -> list[dict]:
+    return [with_plain_names(row)]
+
+
 def _unknown_dataset(hub: str) -> Dataset:
     """A dataset of which only the templates are known."""
     name = p3_slug(hub)
@@ -265,7 +269,7 @@ def _unknown_dataset(hub: str) -> Dataset:
         hub=hub,
         folder=name,
         templates=hub,
-        expand=lambda row: [with_plain_names(row)],
+        expand=_plain_named,
         download=f"https://huggingface.co/datasets/{hub.partition('/')[0]}",
     )
 

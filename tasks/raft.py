@@ -126,7 +126,7 @@ FORMS: Mapping[str, Form] = {
     "": Form("comma", "columns", False, "T-Few's prompt as its code makes it"),
     "newline": Form("newline", "columns", False, "T-Few's, the labels numbered line by line"),
     "no_labels": Form("none", "columns", False, "T-Few's without the labels"),
-    "paper": Form("banking_77", "settings", False, "T-Few's as its paper tells it: labels in the input of banking_77 only"),
+    "paper": Form("banking_77", "settings", False, "T-Few's paper's: labels for banking_77 only"),
     "baselines": Form("newline", "settings", True, "the benchmark's own prompt, without examples"),
 }
 """By the ending of a task's name."""
