@@ -30,6 +30,8 @@ _CUT = "strike #a05050"
 _SHOWN_CUT = 40  # tokens of what is cut that are shown
 # A token without a letter of its own: part of one, or a blank at the start.
 _NOTHING = "·"
+_CONTEXT = 8  # tokens
+_LONGEST_LETTER = 4  # bytes of UTF-8
 # Rows that are tried until one is found to which a template applies.
 _TRIED = 200
 
@@ -41,7 +43,9 @@ class Preview(NamedTuple):
       row: its texts.
       template: the name of its template.
       input: (piece of text, token id) of every token that is read.
-      cut: the pieces that are not, for want of room, and how many of ``input`` stand before them.
+      cut: pieces of the first tokens that are not, for want of room.
+      cut_at: how many of ``input`` stand before them.
+      cut_tokens: how many are not read.
       answers: number of tokens of every choice, or of the target; EOS included.
     """
 
@@ -50,6 +54,7 @@ class Preview(NamedTuple):
     input: list[tuple[str, int]]
     cut: list[str]
     cut_at: int
+    cut_tokens: int
     answers: list[int]
 
 
@@ -118,13 +123,18 @@ def _tokenised(
     whole, answers = row_ids(tokenizer, kind, row.input, texts)
     read, _ = row_ids(tokenizer, kind, row.input, texts, max_input_length=length)
     start, stop = _left_out(whole, read)
-    pieces = token_pieces(tokenizer, whole)
+    # Of a long text that is cut, no more is decoded than what is shown.
+    shown = min(start + _SHOWN_CUT, stop)
+    front = token_pieces(tokenizer, whole[:shown])
+    context = max(0, stop - _CONTEXT)
+    back = token_pieces(tokenizer, whole[context:])[stop - context :]
     return Preview(
         row=row,
         template=template,
-        input=list(zip(pieces[:start] + pieces[stop:], read, strict=True)),
-        cut=pieces[start:stop],
+        input=list(zip(front[:start] + back, read, strict=True)),
+        cut=front[start:],
         cut_at=start,
+        cut_tokens=stop - start,
         answers=[len(answer) for answer in answers],
     )
 
@@ -148,17 +158,19 @@ def token_pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     that completes the letter has all of it.
     """
     pieces: list[str] = []
-    before = ""
+    done = 0
     for number, id in enumerate(ids):
-        text = tokenizer.decode(ids[: number + 1])
-        if text.endswith("\ufffd") and not is_soft(id):
+        # What a token adds hangs on those in front of it, but on no distant ones.
+        start = max(0, done - _CONTEXT)
+        before, text = tokenizer.decode(ids[start:done]), tokenizer.decode(ids[start : number + 1])
+        inside = text.endswith("\ufffd") and not is_soft(id) and number + 1 < len(ids)
+        if inside and number - done < _LONGEST_LETTER:
             pieces.append("")
-        elif text.startswith(before):
-            pieces.append(text[len(before) :])
-            before = text
-        else:  # the decoder joins otherwise than token by token
-            pieces.append(tokenizer.token(id) or "")
-            before = text
+            continue
+        # A decoder that joins otherwise than token by token leaves the token as it is written.
+        whole = text.startswith(before)
+        pieces.append(text[len(before) :] if whole else tokenizer.token(id) or "")
+        done = number + 1
     return pieces
 
 
@@ -213,9 +225,8 @@ def _shown(task: PromptedTask, preview: Preview, coloured: bool) -> Group:
 
 def _counts(preview: Preview) -> str:
     read = len(preview.input)
-    if not preview.cut:
-        return f"{read:,} tokens"
-    return f"{read:,} of {read + len(preview.cut):,} tokens: {len(preview.cut):,} are cut"
+    cut = preview.cut_tokens
+    return f"{read:,} of {read + cut:,} tokens: {cut:,} are cut" if cut else f"{read:,} tokens"
 
 
 def _choice(row: PromptedRow, index: int, choice: str, tokens: int) -> Text:
@@ -229,21 +240,19 @@ def _input(preview: Preview, coloured: bool) -> Text:
     text = Text()
     for number, (piece, id) in enumerate(preview.input):
         if number == preview.cut_at:
-            _append_cut(text, preview.cut)
+            _append_cut(text, preview)
         if number and not coloured:
             text.append("│")
         special = is_soft(id) or (piece.strip().startswith("<") and piece.strip().endswith(">"))
         text.append(_visible(piece) or _NOTHING, _SPECIAL if special else _BACKGROUNDS[number % 2])
     if preview.cut_at >= len(preview.input):
-        _append_cut(text, preview.cut)
+        _append_cut(text, preview)
     return text
 
 
-def _append_cut(text: Text, cut: Sequence[str]) -> None:
-    if not cut:
-        return
-    text.append(_visible("".join(cut[:_SHOWN_CUT])), _CUT)
-    more = len(cut) - _SHOWN_CUT
+def _append_cut(text: Text, preview: Preview) -> None:
+    text.append(_visible("".join(preview.cut)), _CUT)
+    more = preview.cut_tokens - len(preview.cut)
     text.append(f" [{more:,} more tokens are cut] " if more > 0 else "", "#a05050")
 
 

@@ -137,7 +137,7 @@ def _holds_data(dataset: Dataset, folder: Path) -> bool:
         return False
     if splits_of(dataset, folder):
         return True
-    return any(ending_of(file) in _DATA_ONLY for file in folder.iterdir() if file.is_file())
+    return any(ending_of(file) in _DATA_ONLY for file in _data_files(folder))
 
 
 # --------------------------------------------------------------------------------------------
@@ -236,11 +236,13 @@ def _refuse_missing_shards(shards: list[tuple[int, str | None, Path]]) -> None:
 
 def _data_files(folder: Path) -> list[Path]:
     """Files of the kinds that are read, without hidden ones."""
-    if not folder.is_dir():
-        return []
+    try:
+        inside = list(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
     return [
         file
-        for file in folder.iterdir()
+        for file in inside
         if not file.name.startswith(".") and ending_of(file) is not None and file.is_file()
     ]
 

@@ -144,6 +144,16 @@ def test_what_is_cut_is_shown_between_what_is_read(tokenizer):
     assert cut.cut_at == 8  # before EOS
     pieces = [piece for piece, _ in cut.input]
     assert [*pieces[:8], *cut.cut, pieces[8]] == [piece for piece, _ in whole.input]
+    assert cut.cut_tokens == len(cut.cut) == len(whole.input) - 9
+
+
+def test_a_decoders_input_is_cut_at_its_start(monkeypatch):
+    task = find_task("embedded_entailment")
+    monkeypatch.setattr("peft_jax.task_preview.kind_of", lambda config: "decoder")
+    (whole,) = previews(task, "validation", examples=1)
+    (cut,) = previews(task, "validation", examples=1, max_input_length=9)
+    assert cut.cut_at == len(whole.input) - 9 - cut.cut_tokens
+    assert cut.input == whole.input[-9:]
 
 
 def test_one_template_by_name_or_number():
@@ -165,7 +175,10 @@ def test_an_example_to_which_a_template_does_not_apply_gives_way(tmp_path):
     assert (shown.row.input, shown.row.example) == ("t3", 3)
 
 
-@pytest.mark.parametrize("text", ["Who is it? 1 2", "a\nb  c", "", "née 日本"])
+LONG = "The children found 12 red apples, and none was sour. " * 3
+
+
+@pytest.mark.parametrize("text", ["Who is it? 1 2", "a\nb  c", "", "née 日本", LONG])
 def test_pieces_are_the_text(tokenizer, text):
     ids = tokenizer.input_ids(text).ids
     pieces = token_pieces(tokenizer, ids)
@@ -184,8 +197,9 @@ class Bytes:
 
 
 def test_a_letter_of_several_tokens_is_shown_with_its_last():
-    ids = list("aé日".encode())
-    assert token_pieces(Bytes(), ids) == ["a", "", "é", "", "", "日"]
+    ids = list("aé日".encode()) * 5
+    assert token_pieces(Bytes(), ids) == ["a", "", "é", "", "", "日"] * 5
+    assert token_pieces(Bytes(), ids[:5])[-3:] == ["é", "", "\ufffd"]  # cut inside a letter
 
 
 def printed(task, split, width=100, colour=None, **options):

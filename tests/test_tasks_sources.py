@@ -294,6 +294,15 @@ def test_what_is_missing_is_said_with_where_it_is_had(tmp_path):
         split_files(dataset, tmp_path / "sets/one", "validation")
 
 
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(InputError, match=f"{tmp_path} cannot be read: Permission denied"):
+        split_files(TEXT, tmp_path, "train")
+
+
 # --------------------------------------------------------------------------------------------
 # Rows
 # --------------------------------------------------------------------------------------------
