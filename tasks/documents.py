@@ -47,9 +47,9 @@ def read_documents(folder: str | Path, split: str, *, seed: int = 0) -> list[str
     if split not in ("train", "validation") and not by_split.get(split):
         raise InputError(f"{folder} has no files of text for {split}")
     if split != "train" and by_split[split]:
-        return _documents(by_split[split])
-    documents = _documents(by_split["train"] or by_split[None])
-    apart = set(_documents([*by_split["validation"], *by_split["test"]]))
+        return documents_of(by_split[split])
+    documents = documents_of(by_split["train"] or by_split[None])
+    apart = set(documents_of([*by_split["validation"], *by_split["test"]]))
     documents = [text for text in documents if text not in apart]
     if split == "train" and by_split["validation"]:
         return documents
@@ -69,6 +69,15 @@ def held_out(documents: Sequence[str], seed: int = 0) -> set[str]:
             "named train and validation, or several documents"
         )
     return set(distinct[: max(1, round(HELD_OUT * len(distinct)))])
+
+
+def documents_of(files: Sequence[Path]) -> list[str]:
+    """The texts of some files in order, each once, without empty ones.
+
+    Raises InputError for a file that cannot be read, and for a row without the field text.
+    """
+    texts = [text for file in files for text in _texts(file)]
+    return list(dict.fromkeys(text for text in texts if text.strip()))
 
 
 def split_of(file: Path) -> str | None:
@@ -128,11 +137,6 @@ def _text_files(folder: Path) -> list[Path]:
         for file in folder.rglob("*")
         if file.is_file() and ending_of(file) is not None and not file.name.startswith(".")
     )
-
-
-def _documents(files: Sequence[Path]) -> list[str]:
-    texts = [text for file in files for text in _texts(file)]
-    return list(dict.fromkeys(text for text in texts if text.strip()))
 
 
 def _texts(file: Path) -> list[str]:

@@ -16,6 +16,7 @@ made there, and a letter of an answer is the piece with the space in front.
 The pretext tasks' rows are those that `peft_jax.tasks.pretext` makes of text.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from peft_jax.tasks import pretext
@@ -59,16 +60,13 @@ def _single_sentence(row: Mapping) -> Rendered:
     return _ranked(f"{row['sentence']} {BLANK}", DEGREES, row["label"], END)
 
 
+_DOWNLOAD = "any texts: rows with a field text, or python -m peft_jax.tasks.pretext"
+
+
 def _pretext_task(
     name: str, render: Callable, about: str, length: int = 512, **fields
 ) -> TaskDefinition:
-    made = "" if name == "ppt_single_sentence" else f"python -m peft_jax.tasks.pretext {name}"
-    dataset = Dataset(
-        name=name,
-        folder=name,
-        download=made or "a JSONL of sentence, label (0-4) and score; see docs/data.md",
-        **fields,
-    )
+    dataset = Dataset(name=name, folder=name, **fields)
     return TaskDefinition(
         name=name,
         dataset=dataset,
@@ -87,6 +85,8 @@ PRETEXT_TASKS = (
         "do two sentences stand side by side, in one document, or in two?",
         fields=("first", "second"),
         labels=PAIR_WORDS,
+        expand=functools.partial(pretext.rows_of_text, "ppt_next_sentence"),
+        download=_DOWNLOAD,
     ),
     _pretext_task(
         "ppt_multiple_choice",
@@ -94,6 +94,8 @@ PRETEXT_TASKS = (
         "which of six sentences stands beside one?",
         length=1024,
         fields=("query", "options"),
+        expand=functools.partial(pretext.rows_of_text, "ppt_multiple_choice"),
+        download=_DOWNLOAD,
     ),
     _pretext_task(
         "ppt_single_sentence",
@@ -102,6 +104,7 @@ PRETEXT_TASKS = (
         fields=("sentence",),
         labels=DEGREES,
         expand=pretext.sure_rows,
+        download="rows of sentence, label (0 to 4) and score, see peft_jax.tasks.pretext",
     ),
     _pretext_task(
         "ppt_unified",
@@ -109,6 +112,8 @@ PRETEXT_TASKS = (
         "which of 2 to 16 sentences stands beside one?",
         length=768,
         fields=("query", "options"),
+        expand=functools.partial(pretext.rows_of_text, "ppt_unified"),
+        download=_DOWNLOAD,
     ),
 )
 

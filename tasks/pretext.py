@@ -19,7 +19,8 @@ are in no row of training, nor in an option (`peft_jax.tasks.documents`). What d
 published code: texts are cut into sentences and not into lines only, a short one is joined to its
 neighbour instead of its document being left out, and each row draws its own other documents.
 
-`write` makes the files that the tasks read, and so does::
+The tasks read a folder of text with train.jsonl and validation.jsonl as it is. For other folders,
+large ones, other seeds and limits by tokens, `write` makes files of rows, and so does::
 
     python -m peft_jax.tasks.pretext ppt_unified TEXT_FOLDER data/ppt_unified
 """
@@ -27,6 +28,7 @@ neighbour instead of its document being left out, and each row draws its own oth
 import functools
 import json
 import random
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +37,7 @@ from typing import NamedTuple
 import numpy as np
 
 from peft_jax.errors import InputError
-from peft_jax.tasks.documents import read_documents, split_sentences
+from peft_jax.tasks.documents import documents_of, read_documents, split_sentences
 
 Cut = Callable[[str, int], str]
 """(text, limit in tokens) -> what of the text is kept."""
@@ -224,20 +226,61 @@ def pretext_rows(
             f"{task} needs {needed} documents of {FEWEST_UNITS} sentences and more in each split, "
             f"there are {len(kept)}"
         )
-    places = [(d, p) for d, units in enumerate(kept) for p in range(len(units))]
+    places = _places(kept)
     chosen: Sequence[int] = range(len(places))
     if limit is not None and limit < len(places):
         # Some places make no row: a few more are tried, in an order that the limit does not change.
         chosen = random.Random(f"{seed} {task}").sample(chosen, len(places))
     rows: list[Row] = []
     for index in chosen:
-        rng = random.Random(f"{seed} {task} {index}")
-        row = MAKERS[task](kept, *places[index], rng, cut)
+        row = _row(task, kept, places, index, seed, cut)
         if row is not None:
-            rows.append(row | {"idx": index})
+            rows.append(row)
         if len(rows) == limit:
             break
     return rows
+
+
+def rows_of_text(task: str, row: Mapping) -> list[Row]:
+    """An `expand`: a row of plain text -> the task's rows of that document, drawn with seed 0.
+
+    The other documents that they need are those of its file, so that a folder of texts with a
+    train.jsonl and a validation.jsonl is a folder of each of these tasks. Rows of the task itself
+    stay as they are.
+    """
+    if "text" not in row or "label" in row:
+        return [dict(row)]
+    file = Path(re.sub(r":\d+$|, row \d+$", "", getattr(row, "where", "")))
+    return [dict(made) for made in _rows_by_text(task, file).get(row["text"], ())]
+
+
+@functools.lru_cache(maxsize=4)
+def _rows_by_text(task: str, file: Path) -> dict[str, list[Row]]:
+    documents = {text: split_sentences(text) for text in documents_of([file])}
+    kept = {text: units for text, units in documents.items() if len(units) >= FEWEST_UNITS}
+    texts, places = list(kept), _places(list(kept.values()))
+    rows: dict[str, list[Row]] = {text: [] for text in texts}
+    for row in pretext_rows(task, kept.values()):
+        rows[texts[places[row["idx"]][0]]].append(row)
+    return rows
+
+
+def _places(documents: Sequence[Units]) -> list[tuple[int, int]]:
+    """(document, place in it) of every sentence: what a row's index is an index of."""
+    return [(d, p) for d, units in enumerate(documents) for p in range(len(units))]
+
+
+def _row(
+    task: str,
+    documents: Sequence[Units],
+    places: Sequence[tuple[int, int]],
+    index: int,
+    seed: int,
+    cut: Cut,
+) -> Row | None:
+    rng = random.Random(f"{seed} {task} {index}")
+    row = MAKERS[task](documents, *places[index], rng, cut)
+    return None if row is None else row | {"idx": index}
 
 
 def read_pretext(

@@ -247,6 +247,17 @@ def test_written_files_are_the_task(task, tmp_path, capsys):
     assert pretext.main([]) == 2
 
 
+@pytest.mark.parametrize("task", sorted(pretext.MAKERS))
+def test_texts_themselves_are_the_task(task, tmp_path):
+    for split, documents in (("train", DOCUMENTS[:60]), ("validation", DOCUMENTS[60:])):
+        lines = [json.dumps({"text": "\n".join(units)}) + "\n" for units in documents]
+        lines.append(json.dumps({"text": "Too short."}) + "\n")
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    found = find_task(task, directory=tmp_path)
+    for split in ("train", "validation"):
+        assert [row for _, row in found.rows(split)] == pretext.READ[task](tmp_path, split)
+
+
 def test_no_text_is_in_both_splits(shared_data, tmp_path):
     source = shared_data / "pretrain_text" / "validation.jsonl"
     (tmp_path / "text.jsonl").write_bytes(source.read_bytes())
