@@ -413,7 +413,7 @@ def prepare(arguments: Sequence[str]) -> None:
 
 
 def _tell_prepared(output: Path, examples) -> None:
-    from peft_jax.experiment import notes_of
+    from peft_jax.run_data import notes_of
 
     console = Console()
     for note in notes_of(examples):

@@ -80,6 +80,11 @@ class DataConfig:
     leave-one-out), train on all but one and evaluate on that one."""
     fold: int = 0
     """Which part is held out, 0 to folds - 1."""
+    mixing: Literal["examples", "equal"] | None = None
+    """How often the tasks of a mixture are drawn: in proportion to their rows, or alike; by default
+    as the mixture says."""
+    mixing_cap: int | None = None
+    """Rows of a task that count at most; by default as the mixture says."""
     on_bad_row: Literal["error", "skip"] = "error"
     """A row that cannot be read or rendered stops the run, or is left out and counted."""
     max_input_length: int | None = None
@@ -153,7 +158,7 @@ class Experiment(MethodFields):
 
     task: str = "embedded_complaint"
     """Name of the task: embedded_*, one that `peft-jax tasks` lists, or a folder of your own inside
-    data.directory."""
+    data.directory. A mixture, or several tasks joined by +, are trained together."""
     backbone: str = "tiny"
     """"tiny" (embedded), or the path of a Hugging Face checkpoint folder."""
     method: tuple[str, ...] = ("ia3",)

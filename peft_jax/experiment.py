@@ -17,12 +17,11 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import platform
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from peft_jax.adapter import save_adapter
 from peft_jax.answers import Answer, find_answer, make_objective, make_score
 from peft_jax.backbones import Backbone, load_backbone
 from peft_jax.checkpoint import Checkpoints
-from peft_jax.config import DataConfig, Experiment, check, first_difference, make_method, to_json
+from peft_jax.config import Experiment, check, first_difference, make_method, to_json
 from peft_jax.decoding import Decoding
 from peft_jax.errors import InputError
 from peft_jax.evaluation import (
@@ -49,7 +48,7 @@ from peft_jax.evaluation import (
     make_scorer,
     write_texts,
 )
-from peft_jax.examples import ChoiceExamples, FewShotSampler, vocabulary_identity
+from peft_jax.examples import ChoiceExamples, FewShotSampler
 from peft_jax.fisher import fisher_information
 from peft_jax.methods import (
     Method,
@@ -61,15 +60,25 @@ from peft_jax.methods import (
 )
 from peft_jax.methods.fish_mask import information_targets, others, wants_information
 from peft_jax.methods.prompt_places import marker_rows
+from peft_jax.mixed_examples import (
+    Examples,
+    MixedEvaluation,
+    MixedExamples,
+    Sampler,
+    are_written,
+    make_sampler,
+    parts_of,
+)
 from peft_jax.objectives import Objective
 from peft_jax.optimizers import make_optimizer
 from peft_jax.progress import TrainingProgress, step_bar
-from peft_jax.text_examples import TextExamples, is_text_file
+from peft_jax.run_data import Rows, notes_of, open_examples
+from peft_jax.text_examples import TextExamples
 from peft_jax.train import Step, TrainState, init_state, make_train_step
 
-EMBEDDED = "embedded_"
-Examples = ChoiceExamples | TextExamples
-Measure = Callable[..., Evaluation | TextEvaluation]
+Measured = Evaluation | TextEvaluation | MixedEvaluation
+Measure = Callable[..., Measured]
+TaskMeasure = Callable[..., Evaluation | TextEvaluation]
 """``measure(adapter, frozen, examples, advance=None)``, from :func:`open_measure`."""
 
 
@@ -118,7 +127,7 @@ def answer_of(
     config: Experiment,
     backbone: Backbone,
     method: Method | None = None,
-    examples: Examples | None = None,
+    examples: Rows | None = None,
 ) -> Answer:
     """How an experiment's model answers.
 
@@ -127,7 +136,7 @@ def answer_of(
       examples: what it answers; None: rows with choices or classes.
     """
     names = config.method if method is None else method_names(method)
-    written = isinstance(examples, TextExamples)
+    written = examples is not None and are_written(examples)
     return find_answer(config.answer, backbone, names, ranks=not written)
 
 
@@ -135,14 +144,37 @@ def open_measure(
     config: Experiment,
     backbone: Backbone,
     method: Method | None,
-    examples: Examples,
+    examples: Rows,
     mesh: jax.sharding.Mesh,
 ) -> Measure:
+    """What evaluates a task's examples, or those of several tasks one after the other.
+
+    See :func:`open_task_measure`.
+    """
+    if not isinstance(examples, MixedExamples):
+        return open_task_measure(config, backbone, method, examples, mesh)
+    measures = [open_task_measure(config, backbone, method, e, mesh) for e in examples.parts]
+
+    def each(adapter, frozen, examples, advance=None):
+        parts = zip(measures, examples.parts, strict=True)
+        measured = [measure(adapter, frozen, part, advance) for measure, part in parts]
+        return MixedEvaluation(examples.task, measured)
+
+    return each
+
+
+def open_task_measure(
+    config: Experiment,
+    backbone: Backbone,
+    method: Method | None,
+    examples: Examples,
+    mesh: jax.sharding.Mesh,
+) -> TaskMeasure:
     """What evaluates examples of a kind, as an experiment says.
 
     Args:
-      method: the method that is evaluated; None: the frozen backbone alone.
-      examples: choices are ranked, texts written.
+        method: the method that is evaluated; None: the frozen backbone alone.
+        examples: choices are ranked, texts written.
 
     Returns ``measure(adapter, frozen, examples, advance=None)``.
     """
@@ -188,11 +220,11 @@ def method_names(method: Method) -> tuple[str, ...]:
     return tuple(part["name"] for part in method.spec.get("methods", [method.spec]))
 
 
-def check_method(method: Method, backbone: Backbone, *several: Examples) -> None:
+def check_method(method: Method, backbone: Backbone, *several: Rows) -> None:
     """Raises InputError unless a method has a row for each marker, and a class for each answer."""
     stored = jax.eval_shape(method.init, jax.random.key(0), backbone)
     bound = jax.eval_shape(method.bind, stored)
-    for examples in several:
+    for examples in (part for rows in several for part in parts_of(rows)):
         examples.check_fits(backbone.config.vocab_size, marker_rows(bound))
         if isinstance(examples, TextExamples):
             continue
@@ -204,161 +236,19 @@ def check_method(method: Method, backbone: Backbone, *several: Examples) -> None
             )
 
 
-def open_method(config: Experiment, backbone: Backbone, examples: Examples) -> Method:
+def open_method(config: Experiment, backbone: Backbone, examples: Rows) -> Method:
     """The method that is trained: with a head for the examples' classes, where that answers."""
     method = make_method(config)
-    if isinstance(examples, TextExamples) or answer_of(config, backbone) != "head":
+    if are_written(examples) or answer_of(config, backbone) != "head":
         return method
+    if not isinstance(examples, ChoiceExamples):
+        raise InputError(
+            f"answer 'head': {examples.task} has several tasks, and a head one's classes"
+        )
     labels = examples.choices.shape[1]
     if "full" in config.method and backbone.config.num_labels == labels:
         return method  # trains the checkpoint's own head
     return compose(method, classification_head(labels))
-
-
-def open_examples(
-    task: str,
-    data: DataConfig,
-    backbone: Backbone,
-    seed: int,
-    *,
-    training: bool,
-    answer: str = "auto",
-    methods: Sequence[str] = (),
-) -> Examples:
-    """The training draw, or the evaluation split, as arrays.
-
-    Args:
-      seed: of the few-shot draw, where the data's own is not set.
-      training: which of the two.
-      answer, methods: how the backbone answers, see ``answers.find_answer``.
-    """
-    if backbone.vocabulary is None:
-        raise InputError(
-            f"backbone {backbone.name!r} has no vocabulary: tokens cannot be made or compared"
-        )
-    prepared = data.prepared if training else data.prepared_evaluation
-    if prepared is not None:
-        examples = load_examples(prepared, vocabulary_identity(backbone.vocabulary))
-        find_answer(answer, backbone, methods, ranks=not isinstance(examples, TextExamples))
-    else:
-        examples = _tokenise(task, data, backbone, seed, training, answer, methods)
-    if not training and data.evaluation_examples is not None:
-        limit = min(data.evaluation_examples, examples.num_examples)
-        examples = examples.subset(examples=slice(0, limit)).trimmed()
-    examples.check_fits(backbone.config.vocab_size)
-    return examples
-
-
-def open_choices(
-    task: str, data: DataConfig, backbone: Backbone, seed: int, *, training: bool, answer: str
-) -> ChoiceExamples:
-    """`open_examples` for studies that rank choices.
-
-    Raises:
-      InputError: the task has none; and as `open_examples` does.
-    """
-    examples = open_examples(task, data, backbone, seed, training=training, answer=answer)
-    if not isinstance(examples, ChoiceExamples):
-        raise InputError(f"task {task} has no answer choices, which this study ranks")
-    return examples
-
-
-def notes_of(examples: Examples) -> list[str]:
-    """What somebody who reads a score should know of the rows: what was skipped, and cut."""
-    notes = list(examples.details.get("notes", ()))
-    if cut := examples.details.get("cut_targets"):
-        limit = examples.details["max_target_length"]
-        notes.append(
-            f"{examples.task} {examples.split}: {cut:,} of {len(examples):,} targets are longer "
-            f"than {limit} tokens and were cut (data.max_target_length)"
-        )
-    return notes
-
-
-def load_examples(path: str | os.PathLike, vocabulary: str | None = None) -> Examples:
-    """What ``peft-jax prepare`` wrote: choices or texts, as the file says.
-
-    Raises:
-      InputError: see `ChoiceExamples.load` and `TextExamples.load`.
-    """
-    kind = TextExamples if is_text_file(path) else ChoiceExamples
-    return kind.load(path, vocabulary)
-
-
-def _tokenise(
-    task: str,
-    data: DataConfig,
-    backbone: Backbone,
-    seed: int,
-    training: bool,
-    answer: str,
-    methods: Sequence[str],
-) -> Examples:
-    # These import TensorFlow, which takes seconds and which a prepared file does without.
-    from peft_jax.tasks import encoders, prepare
-    from peft_jax.tasks.prompted import find_rows, find_task
-
-    source: dict[str, Any] = {} if task.startswith(EMBEDDED) else {"directory": data.directory}
-    if source:
-        source["own"] = {key: getattr(data, key) for key in ("input", "choices", "target", "label")}
-    found = find_rows(task, **source)
-    kind, ranks = backbone.config.kind, True
-    if kind != "encoder" and answer in ("auto", "choices", "text"):
-        found = find_task(task, **source, templates=data.templates)
-        ranks = found.ranks
-    answer = find_answer(answer, backbone, methods, ranks=ranks)
-    if source and answer != "head":
-        source["templates"] = data.templates
-    split, draw = _split_and_draw(data, found, seed, training)
-    options: dict[str, Any] = {
-        "backbone_vocabulary_path": backbone.vocabulary,
-        "max_input_length": data.max_input_length or found.definition.max_input_length,
-        "pad_id": backbone.config.pad_id,
-        "progress": True,
-        "on_bad_row": data.on_bad_row,
-        **source,
-        **draw,
-    }
-    make: Any = prepare.choice_examples
-    if answer == "text":
-        options |= {"kind": kind, "max_target_length": data.max_target_length}
-        options["start_id"] = backbone.config.decoder_start_id
-        make = prepare.text_examples
-    elif answer == "choices" or (answer == "trained_verbalizer" and kind != "encoder"):
-        options["max_choice_length"] = data.max_choice_length
-        options["kind"] = kind
-    elif answer == "head":
-        options["kind"] = kind
-        make = encoders.label_examples
-    else:
-        options["one_token"] = answer == "verbalizer"
-        make = encoders.verbalizer_examples
-    return make(task, split, **options)
-
-
-def _split_and_draw(
-    data: DataConfig, found: Any, seed: int, training: bool
-) -> tuple[str, dict[str, Any]]:
-    """The split that is read, and the options of what is drawn of it.
-
-    Folds and development rows are of the training split, and depend on the same seed as what is
-    trained on.
-    """
-    train = data.train_split or found.definition.train_split
-    held_out = not training and (data.folds is not None or data.dev_shots is not None)
-    if not training and not held_out:
-        return data.evaluation_split or found.definition.evaluation_split, {}
-    shots = found.dataset.shots if data.shots is None else data.shots
-    if data.folds is not None and data.shots is None:
-        shots = 0  # all of the other folds
-    draw = {
-        "shots": shots or None,
-        "seed": seed if data.few_shot_seed is None else data.few_shot_seed,
-        "few_shot_style": data.few_shot_style,
-        "folds": data.folds,
-        "fold": data.fold,
-    }
-    return train, draw | ({"held_out": True, "dev_shots": data.dev_shots} if held_out else {})
 
 
 # --------------------------------------------------------------------------------------------
@@ -376,12 +266,14 @@ class Training:
     mesh: jax.sharding.Mesh
     frozen: tree.Params
     step: Step
-    sampler: FewShotSampler = dataclasses.field(init=False)
+    sampler: Sampler = dataclasses.field(init=False)
+    examples: Rows = dataclasses.field(init=False)
     state: TrainState = dataclasses.field(init=False)
 
-    def restart(self, seed: int, examples: Examples) -> None:
+    def restart(self, seed: int, examples: Rows) -> None:
         """Back to the state before the first step, with another seed or other examples."""
-        self.sampler = FewShotSampler(examples, self.config.training.batch_size, seed)
+        self.examples = examples
+        self.sampler = make_sampler(examples, self.config.training.batch_size, seed)
         self.method = _informed(self, seed, examples)
         self.state = _first_state(self, seed)
 
@@ -394,13 +286,15 @@ class Training:
         self.state = sharding.replicate(self.mesh, state)
 
 
-def _informed(run: Training, seed: int, examples: Examples) -> Method:
+def _informed(run: Training, seed: int, examples: Rows) -> Method:
     """The method with what it chooses by looking at the examples: the entries of a FISH mask.
 
     As in T-Few, every example counts once, under one template drawn at random.
     """
     if not wants_information(run.method):
         return run.method
+    if isinstance(examples, MixedExamples):
+        raise InputError(f"a FISH mask is measured on one task, and {examples.task} has several")
     one_each = FewShotSampler(examples, 1, seed)
     batches = (one_each.batch(i) for i in range(examples.num_examples))
     rest = others(run.method)
@@ -423,7 +317,7 @@ def _first_state(run: Training, seed: int) -> TrainState:
     return sharding.replicate(run.mesh, init_state(stored, run.optimizer, run_key))
 
 
-def set_up(config: Experiment, backbone: Backbone, examples: Examples) -> Training:
+def set_up(config: Experiment, backbone: Backbone, examples: Rows) -> Training:
     """Everything that a loop needs, with the state before the first step."""
     training = config.training
     method = open_method(config, backbone, examples)
@@ -456,7 +350,8 @@ def train_steps(run: Training, until: int) -> Iterator[tuple[int, dict[str, jax.
     several = jax.default_backend() == "cpu" and run.mesh.size > 1
     for made in range(int(run.state.step) + 1, until + 1):
         batch = next(run.sampler)
-        batch.pop("row")
+        for name in ("row", "task_ids"):
+            batch.pop(name, None)
         placed = sharding.put_batch(run.mesh, batch)
         run.state, metrics = run.step(run.state, run.frozen, placed)
         if several:
@@ -513,8 +408,8 @@ def run(
     return _Run(output, training, test_examples, console).go(resume)
 
 
-def _check_labels(examples: Examples) -> None:
-    if isinstance(examples, TextExamples):
+def _check_labels(examples: Rows) -> None:
+    if not isinstance(examples, ChoiceExamples):
         return
     labels = np.unique(examples.label)
     if len(labels) < 2 and examples.choice_mask.sum(1).max() > 1:
@@ -557,7 +452,7 @@ def _open_folder(config: Experiment, output: Path, overwrite: bool) -> None:
 class _Run:
     """The loop over one folder: logs, checkpoints, signals, and the end."""
 
-    def __init__(self, output: Path, training: Training, test: Examples, console: Console):
+    def __init__(self, output: Path, training: Training, test: Rows, console: Console):
         self.output = output
         self.training = training
         self.test = test
@@ -579,7 +474,7 @@ class _Run:
         self._zero_shot = self.config.evaluation.zero_shot and self._answers_frozen(test)
         self._eval_frozen = sharding.replicate(self._eval_mesh, training.backbone.params)
 
-    def _answers_frozen(self, test: Examples) -> bool:
+    def _answers_frozen(self, test: Rows) -> bool:
         """Whether the backbone by itself says anything: it reads no markers, and a head or a
         verbaliser that the adapter brings says nothing before it is trained."""
         if self._answer == "head" and isinstance(test, ChoiceExamples):
@@ -681,25 +576,28 @@ class _Run:
         steps = made - first
         return steps * self.config.training.batch_size / max(self.seconds - seconds, 1e-9)
 
-    def _evaluate(
-        self, what: str, frozen: bool = False, quiet: bool = False
-    ) -> Evaluation | TextEvaluation:
+    def _evaluate(self, what: str, frozen: bool = False, quiet: bool = False) -> Measured:
         adapter = {} if frozen else sharding.replicate(self._eval_mesh, self.training.state.stored)
         measure = self._measure_frozen if frozen else self._measure
         with step_bar(self.console, f"{what:>10}", len(self.test), quiet) as advance:
             return measure(adapter, self._eval_frozen, self.test, advance)
 
     # ------------------------------------------------------------------ the end
-    def _finish(self, evaluation: Evaluation | TextEvaluation) -> dict[str, Any]:
+    def _labels(self) -> list[str]:
+        """The names of a head's classes."""
+        parts = parts_of(self.test)
+        return parts[0].details.get("labels", []) if len(parts) == 1 else []
+
+    def _finish(self, evaluation: Measured) -> dict[str, Any]:
         run, config = self.training, self.config
         adapter = jax.device_get(run.state.stored)
         metric, score = evaluation.reported
         details = {
             "task": config.task,
             "answer": self._answer,
-            "labels": evaluation.examples.details.get("labels", []),
+            "labels": self._labels(),
             "metric": metric,
-            "score_median": score.median,
+            "score": score.median,
         }
         path = save_adapter(self.output / ADAPTER_FILE, adapter, run.method, run.backbone, details)
         evaluation.write(self.output / "predictions.jsonl")
@@ -711,7 +609,7 @@ class _Run:
             "answer": self._answer,
             "seed": config.seed,
             "steps": config.training.steps,
-            "training_examples": run.sampler.examples.num_examples,
+            "training_examples": run.examples.num_examples,
             "trainable_parameters": trainable,
             "trainable_share": trainable / tree.count(run.backbone.params),
             "adapter_bytes": path.stat().st_size,

@@ -23,14 +23,13 @@ from peft_jax.experiment import (
     check_method,
     evaluation_mesh,
     method_names,
-    notes_of,
     open_backbone,
-    open_examples,
     open_measure,
 )
 from peft_jax.methods import merge
 from peft_jax.methods.prompt_places import marker_rows
 from peft_jax.progress import step_bar
+from peft_jax.run_data import notes_of, open_examples
 from peft_jax.scoring import score_choices, score_classes, score_labels, score_verbalizers
 from peft_jax.tokenizer import Tokenizer, check_fits, kind_of, load_tokenizer, row_ids
 from peft_jax.tree import Params

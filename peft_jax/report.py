@@ -72,9 +72,9 @@ def draw_run(path: Path, metrics: Sequence[Mapping[str, Any]], result: Mapping[s
         batches = [100 * line[metric] for line in train]
         accuracy.plot(steps, batches, color=GREY, lw=1, label="training batches")
     points = [(m["step"], m["evaluation_score"]) for m in metrics if "evaluation_score" in m]
-    accuracy.plot(*zip(*points, strict=True), "o-", color=BLUE, label=f"{split}, median")
+    accuracy.plot(*zip(*points, strict=True), "o-", color=BLUE, label=split)
     if result.get("zero_shot"):
-        zero = result["zero_shot"]["score_median"]
+        zero = result["zero_shot"]["score"]
         accuracy.axhline(zero, color=ORANGE, ls="--", label="zero-shot")
     accuracy.set(title=f"{metric}, %" if metric == "accuracy" else metric, xlabel="step")
     accuracy.set_ylim(0, 102 if metric == "accuracy" else None)
@@ -133,12 +133,12 @@ def run_table(result: Mapping[str, Any]):
     def figures(part: Mapping[str, Any] | None) -> str:
         if not part:
             return "-"
-        return f"{part['score_median']:.1f} ({part['score_iqr']:.1f})"
+        return f"{part['score']:.1f} ({part['score_iqr']:.1f})"
 
     evaluation = result["evaluation"]
     metric = evaluation["metric"]
     rows = [
-        (f"{metric}, median over templates (IQR)", figures(evaluation)),
+        (f"{metric}, {evaluation['score_of']} (IQR)", figures(evaluation)),
         (f"zero-shot {metric} (IQR)", figures(result.get("zero_shot"))),
         ("evaluated on", f"{evaluation['examples']:,} examples x {_templates(evaluation)}"),
         ("trained on", f"{result['training_examples']:,} examples, {result['steps']:,} steps"),
@@ -163,11 +163,14 @@ def evaluation_table(summary: Mapping[str, Any]):
         for template, figures in summary["figures_per_template"].items()
     ]
     spreads = (summary["figures"][name] for name in names)
-    rows.append(("median (IQR)", *(f"{s['median']:.1f} ({s['iqr']:.1f})" for s in spreads)))
+    rows.append(
+        (f"{summary['score_of']} (IQR)", *(f"{s['median']:.1f} ({s['iqr']:.1f})" for s in spreads))
+    )
     title = f"{summary['task']} {summary['split']}, {summary['examples']:,} examples"
     return table(title, ("template", *names), rows)
 
 
 def _templates(evaluation: Mapping[str, Any]) -> str:
     number = len(evaluation["score_per_template"])
-    return f"{number} template{'s' if number != 1 else ''}"
+    what = "task" if "tasks" in evaluation else "template"
+    return f"{number} {what}{'s' if number != 1 else ''}"

@@ -27,12 +27,12 @@ from peft_jax.experiment import (
     Training,
     evaluation_mesh,
     open_backbone,
-    open_choices,
     open_scorer,
     set_up,
     train_steps,
 )
 from peft_jax.progress import step_bar
+from peft_jax.run_data import open_choices
 
 ZERO_SHOT, ICL, LM_ONLY, TFEW = "zero-shot", "in-context", "T-Few, L_LM only", "T-Few"
 SYSTEMS = (ZERO_SHOT, ICL, LM_ONLY, TFEW)

@@ -24,18 +24,17 @@ from peft_jax.backbones import Backbone
 from peft_jax.config import Experiment, check, to_json
 from peft_jax.errors import InputError
 from peft_jax.experiment import (
-    Examples,
-    Measure,
+    TaskMeasure,
     check_method,
     evaluation_mesh,
     method_names,
-    notes_of,
     open_backbone,
-    open_examples,
-    open_measure,
+    open_task_measure,
 )
 from peft_jax.methods import Method
+from peft_jax.mixed_examples import Examples
 from peft_jax.progress import step_bar
+from peft_jax.run_data import notes_of, open_task_examples
 from peft_jax.study import open_folder
 from peft_jax.text_examples import TextExamples
 from peft_jax.tree import Params
@@ -120,7 +119,7 @@ def find_tasks(
     """Names -> groups of the tasks that can be evaluated, and what the others want.
 
     Args:
-      names: of tasks, or "all".
+      names: of tasks and mixtures, or "all".
       directory: the data's folder; None: TFDS, and the embedded tasks for "all".
 
     Returns the tasks in the catalogue's order, and, for "all", a mapping of the file or download
@@ -139,7 +138,10 @@ def find_tasks(
     embedded = {EMBEDDED_PREFIX + key: "embedded" for key in TASKS}
     if EVERY not in names:
         found = {}
-        for name in names:
+        combined = catalogue.mixtures()
+        for name in (
+            n for one in names for n in (combined[one].tasks if one in combined else [one])
+        ):
             definition = None if name in embedded else catalogue.find_definition(name, directory)
             found[name] = definition.group if definition else embedded.get(name, "own")
         return found, {}
@@ -183,7 +185,7 @@ class _Bench:
                 self.answer = trained
         self.stored = sharding.replicate(self.mesh, stored)
         self.frozen = sharding.replicate(self.mesh, backbone.params)
-        self._rank: Measure | None = None
+        self._rank: TaskMeasure | None = None
 
     def outcome(self, name: str, group: str) -> Outcome:
         """A task's figures, or what is wrong with its data."""
@@ -209,7 +211,7 @@ class _Bench:
         )
 
     def _open(self, name: str) -> Examples:
-        examples = open_examples(
+        examples = open_task_examples(
             name,
             self.config.data,
             self.backbone,
@@ -223,9 +225,9 @@ class _Bench:
         # Tasks of like lengths share compiled programs.
         return examples.trimmed(_PLACES)
 
-    def _measure(self, examples: Examples) -> Measure:
-        def opened() -> Measure:
-            return open_measure(self.config, self.backbone, self.method, examples, self.mesh)
+    def _measure(self, examples: Examples) -> TaskMeasure:
+        def opened() -> TaskMeasure:
+            return open_task_measure(self.config, self.backbone, self.method, examples, self.mesh)
 
         if isinstance(examples, TextExamples):
             return opened()

@@ -1,0 +1,142 @@
+"""Several tasks as one: what a run trains on together, and evaluates one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peft_jax.errors import InputError
+from peft_jax.evaluation import Evaluation, Spread, TextEvaluation, spread
+from peft_jax.examples import ChoiceExamples, FewShotSampler
+from peft_jax.mixtures import MixtureSampler
+from peft_jax.text_examples import TextExamples
+
+Examples = ChoiceExamples | TextExamples
+Sampler = FewShotSampler | MixtureSampler
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixedExamples:
+    """The rows of several tasks, and how often each is drawn.
+
+    Attributes:
+      task: the mixture's name.
+      parts: the tasks' own, all of choices or all of texts.
+      mixing: arguments of `MixtureSampler`: rates, cap, caps.
+    """
+
+    task: str
+    parts: tuple[Examples, ...]
+    mixing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_examples(self) -> int:
+        """Distinct examples of all tasks."""
+        return sum(part.num_examples for part in self.parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def has_markers(self) -> bool:
+        """Whether an input has the id of a row that a method trains."""
+        return any(part.has_markers for part in self.parts)
+
+
+def parts_of(examples: Examples | MixedExamples) -> tuple[Examples, ...]:
+    """The tasks of a mixture, or the one task."""
+    return examples.parts if isinstance(examples, MixedExamples) else (examples,)
+
+
+def are_written(examples: Examples | MixedExamples) -> bool:
+    """Whether the answers are texts; else they are choices or classes."""
+    return isinstance(parts_of(examples)[0], TextExamples)
+
+
+def make_sampler(examples: Examples | MixedExamples, batch_size: int, seed: int) -> Sampler:
+    """Training batches, a function of (seed, number of the batch) alone.
+
+    Raises:
+      InputError: see the samplers.
+    """
+    if isinstance(examples, MixedExamples):
+        return MixtureSampler(examples.parts, batch_size, seed, **examples.mixing)
+    return FewShotSampler(examples, batch_size, seed)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixedEvaluation:
+    """The evaluations of several tasks; their mean is what papers report of a benchmark.
+
+    Attributes:
+      task: the mixture's name.
+      parts: of its tasks, at least one.
+    """
+
+    task: str
+    parts: Sequence[Evaluation | TextEvaluation]
+
+    @property
+    def reported(self) -> tuple[str, Spread]:
+        """The mean over the tasks of the figure that is reported of each."""
+        scores = [part.reported[1].median for part in self.parts]
+        return "average", Spread(float(np.mean(scores)), spread(scores).iqr)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the tasks' metrics have to say."""
+        return tuple(dict.fromkeys(note for part in self.parts for note in part.notes))
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What is kept of the rows: nothing is that of all tasks."""
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """The figures as JSON values; ``tasks`` has those of each."""
+        name, score = self.reported
+        tasks = [part.summary() for part in self.parts]
+        scores = {one["task"]: one["score"] for one in tasks}
+        return {
+            "task": self.task,
+            "split": "/".join(dict.fromkeys(one["split"] for one in tasks)),
+            "examples": sum(one["examples"] for one in tasks),
+            "rows": sum(one["rows"] for one in tasks),
+            "metric": name,
+            "score": score.median,
+            "score_iqr": score.iqr,
+            "score_of": "mean over tasks",
+            "score_per_template": scores,
+            "figures": {name: dataclasses.asdict(score)},
+            "figures_per_template": {task: {name: value} for task, value in scores.items()},
+            "tasks": tasks,
+        }
+
+    def write(self, path: Path) -> None:
+        """The lines of all tasks' predictions, each with its task."""
+        with open(path, "w", encoding="utf-8") as file:
+            for part in self.parts:
+                own = path.with_name(f".{path.name}.part")
+                part.write(own)
+                for line in own.read_text(encoding="utf-8").splitlines():
+                    kept = {"task": part.examples.task} | json.loads(line)
+                    file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+                own.unlink()
+
+
+def mix(task: str, parts: Sequence[Examples], **mixing: Any) -> MixedExamples:
+    """A mixture; raises InputError where some tasks rank and others write."""
+    kinds = {type(part) for part in parts}
+    if len(kinds) > 1:
+        ranked = next(p.task for p in parts if isinstance(p, ChoiceExamples))
+        written = next(p.task for p in parts if isinstance(p, TextExamples))
+        raise InputError(
+            f"{task}: {ranked} has choices and {written} has open answers: train them with "
+            "--answer text"
+        )
+    return MixedExamples(task, tuple(parts), mixing)
