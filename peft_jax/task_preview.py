@@ -158,10 +158,10 @@ def token_pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     that completes the letter has all of it.
     """
     pieces: list[str] = []
-    done = 0
+    ends = [0]  # of letters, in tokens
     for number, id in enumerate(ids):
         # What a token adds hangs on those in front of it, but on no distant ones.
-        start = max(0, done - _CONTEXT)
+        start, done = ends[max(0, len(ends) - _CONTEXT)], ends[-1]
         before, text = tokenizer.decode(ids[start:done]), tokenizer.decode(ids[start : number + 1])
         inside = text.endswith("\ufffd") and not is_soft(id) and number + 1 < len(ids)
         if inside and number - done < _LONGEST_LETTER:
@@ -170,7 +170,7 @@ def token_pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
         # A decoder that joins otherwise than token by token leaves the token as it is written.
         whole = text.startswith(before)
         pieces.append(text[len(before) :] if whole else tokenizer.token(id) or "")
-        done = number + 1
+        ends.append(number + 1)
     return pieces
 
 

@@ -153,10 +153,14 @@ def split_files(dataset: Dataset, folder: Path, split: str) -> list[Path]:
     split is there twice, as train.csv and as train.jsonl.
     """
     found = _find_files(dataset, folder, split)
+    if not found and folder.is_file():
+        raise InputError(
+            f"{folder} is one file, all of it train: there is none for {split} (give a folder)"
+        )
     if not found:
         stems = _stems(dataset, split)
         others = f" nor is it called {', '.join(stems[1:])}," if stems[1:] else ""
-        there = [folder] if folder.is_file() else sorted(_data_files(folder))
+        there = sorted(_data_files(folder))
         raise InputError(
             f"{folder / stems[0]}.jsonl does not exist,{others} nor is there one of "
             f"{', '.join(ENDINGS[1:])}; the files there: "

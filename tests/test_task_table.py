@@ -18,7 +18,9 @@ from peft_jax.task_preview import previews, print_previews, token_pieces
 from peft_jax.tasks import catalogue, embedded
 from peft_jax.tasks.prompted import find_task
 from peft_jax.tokenizer import load_tokenizer
+from tests.golden.make_tokenizers import SAMPLE
 
+GOLDEN = Path(__file__).parent / "golden"
 DOCS = Path(__file__).parents[1] / "docs" / "tasks.md"
 
 
@@ -184,6 +186,14 @@ def test_pieces_are_the_text(tokenizer, text):
     pieces = token_pieces(tokenizer, ids)
     assert len(pieces) == len(ids)
     assert "".join(pieces) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("family", ["bert", "gemma", "gpt2", "llama2", "llama3", "roberta"])
+def test_pieces_are_the_text_of_every_family(family):
+    tokenizer = load_tokenizer(GOLDEN / "tokenizers" / family)
+    for text in SAMPLE:
+        ids = tokenizer.input_ids(text).ids
+        assert "".join(token_pieces(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 class Bytes:

@@ -294,6 +294,14 @@ def test_what_is_missing_is_said_with_where_it_is_had(tmp_path):
         split_files(dataset, tmp_path / "sets/one", "validation")
 
 
+def test_one_file_is_train(tmp_path):
+    lay_out(tmp_path, ["any.jsonl"])
+    file = tmp_path / "any.jsonl"
+    assert texts(TEXT, "train", file) == ["0"]
+    with pytest.raises(InputError, match=f"{file} is one file, all of it train.*for validation"):
+        texts(TEXT, "validation", file)
+
+
 def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
     def refuse(self):
         raise PermissionError(13, "Permission denied")
