@@ -9,6 +9,7 @@
 `row_report`       what happens to rows that cannot be used, and what did
 `held_out`         which rows of train stand for validation where it has no file
 `own_data`         somebody's own files and a task.yaml -> a task
+`own_settings`     the lines of a task.yaml and their checks
 `own_prompt`       the prompts of a task.yaml
 `own_folder`       what a folder of files without a task.yaml says about itself
 `few_shot`         T-Few's draws of training examples

@@ -6,20 +6,18 @@ Two lines are enough::
     choices: [no, yes]
 
 The same can be given as flags, for a folder or a single file without a task.yaml. Every text is a
-jinja2 template (`peft_jax.tasks.own_prompt`); `KEYS` lists all lines that there may be. Everything
-that is wrong with them is told before any row is used, with the file, the key, the value and the
-nearest right one.
+jinja2 template (`peft_jax.tasks.own_prompt`); `peft_jax.tasks.own_settings` has all lines that
+there may be. Everything that is wrong with them is told before any row is used, with the file, the
+key, the value and the nearest right one.
 """
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
 from peft_jax import tree
 from peft_jax.errors import InputError
@@ -29,37 +27,11 @@ from peft_jax.tasks.files import ending_of, stem_of
 from peft_jax.tasks.held_out import HeldOut
 from peft_jax.tasks.own_folder import LABEL_FIELDS, first_file, good_rows, label_names
 from peft_jax.tasks.own_prompt import OwnFormat, is_template, label_of, needed_fields
+from peft_jax.tasks.own_settings import CONFIGURATION, PROMPT_KEYS, Settings, read_configuration
 from peft_jax.tasks.row_report import Row
 from peft_jax.tasks.sources import SPLIT_NAMES, splits_of, typed_label
 
-CONFIGURATION = "task.yaml"
 GROUP = "Your own data"
-
-KEYS = {
-    "input": "template of what the model reads",
-    "choices": "answers that are ranked: a list of texts, or a field or expression that is one",
-    "target": "template of the text that it should write, where there are no choices",
-    "label": "field (or template) that says which choice is right, by number from 0 or by text",
-    "labels": "the names that the label field has, in the order of the choices",
-    "references": "field, expression or list of templates: all right texts of an open answer",
-    "prompts": "several prompts: name -> input, choices, target, references",
-    "metrics": "names of metrics; the first is reported",
-    "fields": "fields that every row must have; by default those that the templates read",
-    "splits": "train, validation, test -> the file's name",
-    "held_out": "part of train that is held out where validation has no file (0.1), or none",
-    "seed": "of that draw (0)",
-    "name": "the task's name, by default the folder's",
-    "about": "one line for tables",
-    "max_input_length": "in tokens",
-    "max_target_length": "in tokens, of an answer",
-}
-"""The lines of a task.yaml."""
-
-_PROMPT_KEYS = ("input", "choices", "target", "references")
-# What a flag makes void in the file: a text to write has no choices, and the other way round.
-_REPLACED = {"input": ("prompts",), "choices": ("target", "references"), "target": ("choices",)}
-_LISTS = ("labels", "metrics", "fields")
-_NUMBERS = ("seed", "max_input_length", "max_target_length")
 
 
 def resolve(name: str, directory: str | Path | None) -> TaskDefinition | None:
@@ -82,137 +54,27 @@ def own_task(directory: str | Path, name: str, **given: Any) -> TaskDefinition:
     Args:
         directory: the data's folder, one that holds it under the task's name, or a single file.
         name: the task's name; that of the task.yaml must be the same, or be left out.
-        given: flags, named like the lines of the task.yaml (see `KEYS`); None: not given. They go
-            before the task.yaml's: an ``input`` before all of its prompts, a ``target`` before its
-            choices, and ``choices`` before its target.
+        given: flags, named like the lines of the task.yaml (`own_settings.KEYS`); None: not given.
+            They go before the task.yaml's: an ``input`` before all of its prompts, a ``target``
+            before its choices, and ``choices`` before its target.
 
     Returns the definition of a task whose `Dataset` `find_source` finds in the same directory.
 
     Raises InputError for a key or value that is wrong, a template that cannot be parsed or reads a
     field that the rows lack, and for a folder without data.
     """
-    settings = _Settings(name, Path(directory))
+    settings = Settings(name, Path(directory))
     file = find_configuration(name, directory)
     if file is not None:
-        settings = _read(file, settings)
-    flags = {key: value for key, value in given.items() if value not in (None, ())}
-    for key in (key for flag, keys in _REPLACED.items() if flag in flags for key in keys):
-        settings.values.pop(key, None)
-    for key, value in flags.items():
-        settings.add(key, value, f"--data.{key.replace('_', '-')}")
+        read_configuration(file, settings)
+    settings.replace_by({key: value for key, value in given.items() if value not in (None, ())})
     return _definition(settings, _data_folder(settings))
-
-
-# --------------------------------------------------------------------------------------------
-# Reading the lines
-# --------------------------------------------------------------------------------------------
-@dataclass
-class _Settings:
-    """Checked values by key, and where each was written."""
-
-    name: str
-    directory: Path
-    values: dict[str, Any] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
-
-    def add(self, key: str, value: Any, place: str) -> None:
-        if key not in KEYS:
-            raise InputError(f"{place}: there is no key {key!r}; {tree.nearest(key, KEYS)}")
-        self.places[key] = place
-        self.values[key] = self._checked(key, value)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.values.get(key, default)
-
-    def error(self, key: str, problem: str) -> InputError:
-        return InputError(f"{self.places.get(key, self.directory)}: {problem}")
-
-    def _checked(self, key: str, value: Any) -> Any:
-        if key in _NUMBERS:
-            return self._number(key, value)
-        if key == "held_out":
-            return self._share(value)
-        if key in ("splits", "prompts"):
-            return self._mapping(key, value)
-        if key in _LISTS or (key in ("choices", "references") and not isinstance(value, str)):
-            return self._texts(key, value)
-        if not isinstance(value, str) or not value.strip():
-            hint = ' (a text with {{ must stand in "quotes")' if isinstance(value, dict) else ""
-            raise self.error(key, f"{key} must be a text, not {value!r}{hint}")
-        return value
-
-    def _texts(self, key: str, value: Any) -> tuple[str, ...]:
-        value = (value,) if isinstance(value, str) else value
-        if not isinstance(value, Sequence) or not all(isinstance(v, str) and v for v in value):
-            raise self.error(key, f"{key} must be a list of texts, not {value!r}")
-        if len(set(value)) < len(value):
-            twice = next(v for v in value if list(value).count(v) > 1)
-            raise self.error(key, f"{key} has {twice!r} twice")
-        if len(value) < 2 and key in ("choices", "labels"):
-            if key == "choices" and value:  # one flag: --data.choices options
-                return value[0]
-            raise self.error(key, f"{key} must be two at least, not {list(value)}")
-        return tuple(value)
-
-    def _number(self, key: str, value: Any) -> int:
-        if not re.fullmatch(r"\d+", str(value)):
-            raise self.error(key, f"{key} must be a whole number, not {value!r}")
-        return int(value)
-
-    def _share(self, value: Any) -> float | None:
-        if str(value).lower() == "none":
-            return None
-        try:
-            return HeldOut(float(value)).share
-        except ValueError:
-            raise self.error(
-                "held_out", f"held_out must be between 0 and 1, or none, not {value!r}"
-            ) from None
-
-    def _mapping(self, key: str, value: Any) -> dict:
-        if not isinstance(value, Mapping) or not value:
-            what = "splits to file names" if key == "splits" else "names to prompts"
-            raise self.error(key, f"{key} must be a mapping of {what}, not {value!r}")
-        for name, entry in value.items():
-            if key == "prompts" and not isinstance(entry, Mapping):
-                raise self.error(
-                    key, f"prompt {name!r} must be a mapping with input, not {entry!r}"
-                )
-            if key == "splits" and (not isinstance(entry, str) or not entry):
-                raise self.error(key, f"split {name!r} must be a file's name, not {entry!r}")
-        return dict(value)
-
-
-def _read(file: Path, settings: _Settings) -> _Settings:
-    try:
-        # All scalars as texts: `choices: [no, yes]` are words here, not truth values.
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        hint = ' (a text with {{ must stand in "quotes")' if "{{" in _text_of(file) else ""
-        raise InputError(f"{file} is not YAML: {problem}{hint}") from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{file} must hold lines as `input: ...`, `choices: ...`; see {list(KEYS)}"
-        )
-    for key, value in content.items():
-        settings.add(key, value, str(file))
-    named = settings.get("name", settings.name)
-    if named != settings.name:
-        raise InputError(f"{file} is task {named!r}, and {settings.name!r} was asked for")
-    return settings
-
-
-def _text_of(file: Path) -> str:
-    return file.read_bytes().decode("utf-8", "replace")
 
 
 # --------------------------------------------------------------------------------------------
 # From lines to a definition
 # --------------------------------------------------------------------------------------------
-def _definition(settings: _Settings, folder: Path) -> TaskDefinition:
+def _definition(settings: Settings, folder: Path) -> TaskDefinition:
     share = settings.get("held_out", HeldOut().share)
     outline = Dataset(
         name=settings.name,
@@ -243,7 +105,7 @@ def _definition(settings: _Settings, folder: Path) -> TaskDefinition:
     )
 
 
-def _data_folder(settings: _Settings) -> Path:
+def _data_folder(settings: Settings) -> Path:
     directory = settings.directory
     inner = directory / settings.name
     if not directory.exists():
@@ -253,7 +115,7 @@ def _data_folder(settings: _Settings) -> Path:
     return inner if inner.is_dir() and not directory.is_file() else directory
 
 
-def _splits(settings: _Settings, folder: Path) -> dict[str, str]:
+def _splits(settings: Settings, folder: Path) -> dict[str, str]:
     """Our splits -> stems of files; one data file of whatever name is all of train."""
     if folder.is_file():
         return {}
@@ -283,8 +145,8 @@ def _without_ending(name: str) -> str:
     return name if ending_of(Path(name)) is None else str(Path(name).parent / stem_of(Path(name)))
 
 
-def _formats(settings: _Settings) -> tuple[OwnFormat, ...]:
-    shared = {key: settings.values[key] for key in _PROMPT_KEYS if key in settings.values}
+def _formats(settings: Settings) -> tuple[OwnFormat, ...]:
+    shared = {key: settings.values[key] for key in PROMPT_KEYS if key in settings.values}
     prompts = settings.get("prompts")
     if prompts is None:
         return (_format(settings, "own", shared, settings.places.get("input")),)
@@ -292,10 +154,10 @@ def _formats(settings: _Settings) -> tuple[OwnFormat, ...]:
         raise settings.error("prompts", "give either input or prompts, not both")
     made = []
     for name, entry in prompts.items():
-        own = _Settings(settings.name, settings.directory)
+        own = Settings(settings.name, settings.directory)
         for key, value in entry.items():
-            if key not in _PROMPT_KEYS:
-                near = tree.nearest(key, _PROMPT_KEYS)
+            if key not in PROMPT_KEYS:
+                near = tree.nearest(key, PROMPT_KEYS)
                 raise settings.error("prompts", f"prompt {name!r}: there is no key {key!r}; {near}")
             own.add(key, value, f"{settings.places['prompts']}: prompt {name!r}")
         made.append(_format(settings, name, shared | own.values, settings.places["prompts"]))
@@ -305,7 +167,7 @@ def _formats(settings: _Settings) -> tuple[OwnFormat, ...]:
 
 
 def _format(
-    settings: _Settings, name: str, values: Mapping[str, Any], place: str | None
+    settings: Settings, name: str, values: Mapping[str, Any], place: str | None
 ) -> OwnFormat:
     where = f"{place or settings.directory}: " + ("" if name == "own" else f"prompt {name!r}: ")
     if "input" not in values:
@@ -332,7 +194,7 @@ def _format(
     return OwnFormat(name, file=place or "", **values)
 
 
-def _check_templates(settings: _Settings, formats: Sequence[OwnFormat], first: Row) -> None:
+def _check_templates(settings: Settings, formats: Sequence[OwnFormat], first: Row) -> None:
     """Every template can be parsed, and reads no field that the first row lacks."""
     texts = [(f, *pair) for f in formats for pair in f.templates()]
     label = settings.get("label")
@@ -366,7 +228,7 @@ def _names_in(key: str, text: str, prompt: OwnFormat) -> list[str]:
 
 
 def _with_labels(
-    settings: _Settings,
+    settings: Settings,
     outline: Dataset,
     formats: tuple[OwnFormat, ...],
     folder: Path,
@@ -410,7 +272,7 @@ def _labelled(template: str, names: tuple[str, ...], prompt: OwnFormat, row: dic
     return [dict(row) | {"label": typed_label(text, names)}]
 
 
-def _check_first_label(settings: _Settings, dataset: Dataset, first: Row) -> None:
+def _check_first_label(settings: Settings, dataset: Dataset, first: Row) -> None:
     """A label that is no choice is most often one of other names: say how they are given."""
     if dataset.expand is not None:
         return
@@ -425,7 +287,7 @@ def _check_first_label(settings: _Settings, dataset: Dataset, first: Row) -> Non
         )
 
 
-def _fields(settings: _Settings, dataset: Dataset, formats: Sequence[OwnFormat]) -> tuple[str, ...]:
+def _fields(settings: Settings, dataset: Dataset, formats: Sequence[OwnFormat]) -> tuple[str, ...]:
     if "fields" in settings.values:
         return settings.values["fields"]
     found = [
@@ -436,7 +298,7 @@ def _fields(settings: _Settings, dataset: Dataset, formats: Sequence[OwnFormat])
     return tuple(name for name in dict.fromkeys(found) if name != dataset.label_field)
 
 
-def _metrics(settings: _Settings, ranked: bool) -> tuple[str, ...]:
+def _metrics(settings: Settings, ranked: bool) -> tuple[str, ...]:
     if "metrics" not in settings.values:
         return ("accuracy",) if ranked else ("rouge", "exact_match")
     from peft_jax.metrics import METRICS

@@ -2,12 +2,15 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
 from peft_jax.errors import InputError
+from peft_jax.tasks.files import READERS
 from peft_jax.tasks.own_data import own_task, resolve
 from peft_jax.tasks.own_prompt import needed_fields
+from peft_jax.tasks.own_settings import KEYS
 from peft_jax.tasks.row_report import RowReport
 from peft_jax.tasks.sources import find_source, read_rows
 
@@ -357,6 +360,28 @@ def test_a_prompt_that_no_row_fits_is_an_error_even_where_bad_rows_are_skipped(t
     write(tmp_path, text + '  b: {input: "{{text + 1}}"}\n')
     with pytest.raises(InputError, match=r"none of the 4 prompts of x train under 'b' can be used"):
         find_task("x", directory=tmp_path, on_bad_row="skip").prompted("train")
+
+
+def test_the_page_explains_every_line():
+    page = (Path(__file__).parents[1] / "docs" / "own_data.md").read_text(encoding="utf-8")
+    _, _, table = page.partition("## Lines of task.yaml")
+    assert all(f"`{key}`" in table for key in KEYS)
+    assert all(f"`.{ending}`" in page for ending in READERS)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_pages_configurations_can_be_used(tmp_path, number):
+    page = (Path(__file__).parents[1] / "docs" / "own_data.md").read_text(encoding="utf-8")
+    written = page.split("```yaml\n")[2 + number].partition("```")[0]
+    row = {"options": ["x", "y"], "answer_key": "B", "simplifications": ["a", "b"],
+           "a": "x", "b": "y", "c": "", "d": "", "correct": "2"}  # fmt: skip
+    texts = ("question", "sentence", "text")
+    labels = ["no", "yes"] * 2
+    rows = [row | dict.fromkeys(texts, f"{i}") | {"label": y} for i, y in enumerate(labels)]
+    write(tmp_path, written, rows)
+    found = every(own_task(tmp_path, "x"), tmp_path)
+    right = [("y", ("x", "y")), ("y", ("x", "y")), ("a", ("a", "b")), ("no", ("no", "yes"))]
+    assert right[number] in {entry[1:] for entry in found}
 
 
 def test_nothing_in_a_template_is_run(tmp_path):
