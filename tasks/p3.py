@@ -451,6 +451,21 @@ def _mixture(name: str, stage: Stage, about: str, *, tfew: bool = False) -> Mixt
     )
 
 
+OFFERED: tuple[TaskDefinition, ...] = tuple(
+    TaskDefinition(
+        f"{PREFIX}{p3_slug(entry.hub)}",
+        t0_table.DATASETS[entry.name],
+        group="P3",
+        metrics=("exact_match",),
+        about=f"{entry.family}, in {entry.stage}: all {entry.prompts} templates, written",
+        max_input_length=1024,
+        max_target_length=256,
+    )
+    for entry in TRAINING
+)
+"""What `resolve` makes of T0's datasets, for lists of tasks: without the formats and their metrics,
+which the collection in the data's folder tells."""
+
 MIXTURES: tuple[MixtureDefinition, ...] = (
     _mixture("t0_train", "T0", "T0's training mixture (Sanh et al. 2022; t-zero's t0_train)"),
     _mixture("t0_plus", "T0+", "T0+: T0's and GPT-3's evaluation sets (t-zero's t0+_train)"),

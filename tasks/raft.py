@@ -272,8 +272,11 @@ def _definition(task: RaftTask, ending: str, formats: tuple[TextFormat, ...]) ->
     )
 
 
-OFFERED: tuple[TaskDefinition, ...] = tuple(_definition(task, "", ()) for task in TABLE)
-"""What `resolve` makes, for lists of tasks: without the formats, which the data's folder tells."""
+OFFERED: tuple[TaskDefinition, ...] = tuple(
+    _definition(task, "", (TextFormat("tfew", prompt(task, FORMS[""], ""), ranks=True),))
+    for task in TABLE
+)
+"""What `resolve` makes, for lists of tasks: without the instructions, which the data has."""
 
 
 def resolve(name: str, directory: str | Path | None) -> TaskDefinition | None:
@@ -292,6 +295,18 @@ def resolve(name: str, directory: str | Path | None) -> TaskDefinition | None:
         )
     function = prompt(task, FORMS[ending], instruction(task.name, directory))
     return _definition(task, ending, (TextFormat(ending or "tfew", function, ranks=True),))
+
+
+def task_of(name: str) -> RaftTask:
+    """The task that ``raft_<task>`` or ``raft_<task>_<form>`` means.
+
+    Raises InputError, with the nearest names, for another.
+    """
+    found = _named(name)
+    if found is None:
+        names = [f"{PREFIX}{task.name}" for task in TABLE]
+        raise InputError(f"{name!r} is no task of RAFT; {tree.nearest(name, names)}")
+    return found[0]
 
 
 def _named(name: str) -> tuple[RaftTask, str] | None:
@@ -330,13 +345,11 @@ def unlabelled(name: str, directory: str | Path) -> list[Unlabelled]:
 
     Raises InputError for a name or files that are not there.
     """
-    definition = resolve(name, directory)
-    if definition is None or definition.formats is None:
-        names = [f"{PREFIX}{task.name}" for task in TABLE]
-        raise InputError(f"{name!r} is no task of RAFT; {tree.nearest(name, names)}")
-    dataset = replace(definition.dataset, labels=(), label_field=None)
+    dataset = replace(DATASETS[task_of(name).name], labels=(), label_field=None)
     dataset, folder = find_source(dataset, directory)
-    (form,) = definition.formats
+    definition = resolve(name, directory)
+    assert definition is not None
+    (form,) = definition.formats or ()
     made = [
         (row["idx"], rendered)
         for row in read_rows(dataset, "test", folder)
