@@ -66,7 +66,7 @@ _DOWNLOAD = "any texts: rows with a field text, or python -m peft_jax.tasks.pret
 def _pretext_task(
     name: str, render: Callable, about: str, length: int = 512, **fields
 ) -> TaskDefinition:
-    dataset = Dataset(name=name, folder=name, **fields)
+    dataset = Dataset(name=name, folder=name, shots=0, **fields)
     return TaskDefinition(
         name=name,
         dataset=dataset,

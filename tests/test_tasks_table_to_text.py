@@ -276,3 +276,12 @@ def test_real_files(name, train, validation, shared_data):
         ]
         squeezed = "".join(row.input.split())
         assert all("".join(value.split()) in squeezed for value in values)
+
+
+def test_all_rows_are_trained_on_by_default():
+    from peft_jax.tasks import generation, ppt, summarization
+
+    modules = (tables, summarization, generation)
+    datasets = [task.dataset for module in modules for task in module.TASKS]
+    assert {dataset.shots for dataset in datasets} == {0}
+    assert {task.dataset.shots for task in ppt.PRETEXT_TASKS} == {0}
