@@ -204,19 +204,19 @@ def _around_pronoun(row: Mapping) -> tuple[str, str]:
     index is one too small; T5 spells both out, and these rules write the same.
     """
     words, index, pronoun = row["text"].split(" "), int(row["span2_index"]), row["span2_text"]
-    if index < len(words) and words[index] == pronoun:
+    there = words[index] if index < len(words) else ""
+    if there == pronoun:
         return " ".join(words[:index]), " ".join(words[index + 1 :])
+    if re.match(re.escape(pronoun) + r"\W", there):
+        rest = [there.removeprefix(pronoun), *words[index + 1 :]]
+        return " ".join(words[:index]), " ".join(rest).rstrip()
     places = [place for place, word in enumerate(words) if word == pronoun]
-    if places:
-        index = min(places, key=lambda place: abs(place - index))
-        return " ".join(words[:index]), " ".join(words[index + 1 :]).rstrip()
-    clung = re.match(re.escape(pronoun) + r"(?=\W)", words[index]) if index < len(words) else None
-    if clung is None:
+    if not places:
         raise InputError(
             f"wsc: {pronoun!r} is not word {index} of the text, nor any other word: {row['text']!r}"
         )
-    rest = [words[index][clung.end() :], *words[index + 1 :]]
-    return " ".join(words[:index]), " ".join(rest).rstrip()
+    index = min(places, key=lambda place: abs(place - index))
+    return " ".join(words[:index]), " ".join(words[index + 1 :]).rstrip()
 
 
 def dpr_simple(row: Mapping) -> Rendered:

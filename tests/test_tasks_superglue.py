@@ -151,7 +151,7 @@ SENTENCE = {"text": "Ann sat.", "span1_text": "Ann", "span2_text": "it", "label"
     ("text", "index", "pronoun", "marked"),
     [
         ("He saw Tom .", 0, "He", "*He* saw Tom ."),  # t5 stops at such a row
-        ('He said "Good for him," and left. ', 4, "him", 'He said "Good for *him* ," and left.'),
+        ('I saw him say "Poor him," too. ', 5, "him", 'I saw him say "Poor *him* ," too.'),
         ("They use it now. ", 1, "it", "They use *it* now."),
     ],
 )
