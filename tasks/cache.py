@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +194,10 @@ def _cache_split(
         label = f"{task.name} {split}" + (f" {source + 1}/{sources}" if sources > 1 else "")
         part = folder / f".{split}-{source:05d}-of-{sources:05d}.json"
         if not part.exists():
-            rows = _source_rows(task, split, source, sources)
+            ds = _source_rows(task, split, source, sources)
             total = task.num_input_examples(split) if sources == 1 else None
-            with _bar(rows, label, total, progress) as shown, replace_file(part) as new:
-                new.write_text(json.dumps(_write_rows(task, shown, folder, names)))
+            with _bar(label, total, progress) as shown, replace_file(part) as new:
+                new.write_text(json.dumps(_write_rows(task, ds, folder, names, shown)))
         parts.append(json.loads(part.read_text()))
     features = next((part["features"] for part in parts if part["features"]), None)
     if features is None:
@@ -217,42 +217,42 @@ def _shard_count(task: seqio.Task, split: str, shards: int | None) -> int:
     return _SHARDS if rows is None else min(_MOST_SHARDS, max(1, rows // _ROWS_A_SHARD))
 
 
-def _source_rows(task: seqio.Task, split: str, source: int, sources: int) -> Iterator[Row]:
+def _source_rows(task: seqio.Task, split: str, source: int, sources: int) -> tf.data.Dataset:
     # A source that is one function may know nothing of shards.
     shard = seqio.ShardInfo(index=source, num_shards=sources) if sources > 1 else None
     ds = task.source.get_dataset(split=split, shuffle=False, seed=source, shard_info=shard)
-    ds = task.preprocess_precache(ds, seed=source).prefetch(tf.data.AUTOTUNE)
-    # Not as_numpy_iterator, whose ragged values may come out as dense ones.
-    for row in ds:
-        yield {key: v if _is_ragged(v) else v.numpy() for key, v in row.items()}
+    return task.preprocess_precache(ds, seed=source)
 
 
 @contextlib.contextmanager
-def _bar(
-    rows: Iterator[Row], label: str, total: int | None, shown: bool
-) -> Iterator[Iterator[Row]]:
+def _bar(label: str, total: int | None, shown: bool) -> Iterator[Callable[[Iterable], Iterable]]:
     from rich.progress import Progress
 
     with Progress(disable=not shown, transient=True) as bar:
-        yield bar.track(rows, description=label, total=total)
+        yield lambda rows: bar.track(rows, description=label, total=total)
 
 
 def _write_rows(
-    task: seqio.Task, rows: Iterator[Row], folder: Path, names: Sequence[str]
+    task: seqio.Task,
+    ds: tf.data.Dataset,
+    folder: Path,
+    names: Sequence[str],
+    shown: Callable[[Iterable], Iterable],
 ) -> dict[str, Any]:
     """Deals rows to files in turn; returns their features and what they add to the stats."""
     features: dict[str, dict] = {}
     sums: Counter[str] = Counter()
     most: Counter[str] = Counter()
     count = _token_counter(task)
+    rows = stored_rows(ds).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
     with contextlib.ExitStack() as stack:
         # Entered first, so that the files are closed before they are moved to their places.
         places = [stack.enter_context(replace_file(folder / name)) for name in names]
         files = [stack.enter_context(tf.io.TFRecordWriter(str(place))) for place in places]
-        for number, row in enumerate(rows):
+        for number, row in enumerate(shown(rows)):
             if not features:
-                features = {key: _feature_info(value) for key, value in row.items()}
-            _check_row(task, features, row)
+                features = {name: _info_of(s, row[name]) for name, s in ds.element_spec.items()}
+            _check_row(task, ds.element_spec, features, row)
             files[number % len(files)].write(to_example(row).SerializeToString())
             sums["examples"] += 1
             for name, tokens in count(row):
@@ -261,28 +261,21 @@ def _write_rows(
     return {"features": features, "sums": sums, "most": most}
 
 
-def _feature_info(value: Any) -> dict[str, Any]:
+def _info_of(spec: tf.TypeSpec, value: Any) -> dict[str, Any]:
     """What info.json says of a feature, as seqio's own caching says it of the first row."""
-    shape = _shape(value)
-    if _is_ragged(value):
-        name = value.dtype.name
-    else:
-        dtype = np.asarray(value).dtype
-        name = "string" if dtype.kind in "OS" else dtype.name
-    return {"shape": [None, *shape[1:]] if shape else [], "dtype": name}
+    shape = spec.shape.as_list() if _is_ragged(spec) else list(np.shape(value))
+    return {"shape": [None, *shape[1:]] if shape else [], "dtype": spec.dtype.name}
 
 
-def _shape(value: Any) -> list[int | None]:
-    return value.shape.as_list() if _is_ragged(value) else list(np.shape(value))
-
-
-def _check_row(task: seqio.Task, features: Mapping[str, dict], row: Row) -> None:
+def _check_row(
+    task: seqio.Task, specs: Mapping[str, tf.TypeSpec], features: Mapping[str, dict], row: Row
+) -> None:
     """Raises InputError for a row that could not be read back with what info.json says."""
-    for key, info in features.items():
-        shape = _shape(row[key])
-        if shape[1:] != info["shape"][1:]:
+    for name, info in features.items():
+        shape = list(np.shape(row[name]))
+        if shape[1:] != info["shape"][1:] and not _is_ragged(specs[name]):
             raise InputError(
-                f"task {task.name}: {key} has the shape {shape} in one row and {info['shape']} in "
+                f"task {task.name}: {name} has the shape {shape} in one row and {info['shape']} in "
                 "another; a dense array is cached with one length along all axes but the first: "
                 "keep it ragged in front of the CacheDatasetPlaceholder"
             )
@@ -291,15 +284,16 @@ def _check_row(task: seqio.Task, features: Mapping[str, dict], row: Row) -> None
 def _token_counter(task: seqio.Task) -> Callable[[Row], Iterator[tuple[str, int]]]:
     """Tokens of a row's features without EOS and padding, as seqio counts them."""
     special = {
-        name: [i for i in (f.vocabulary.eos_id, f.vocabulary.pad_id) if i is not None]
+        name: {i for i in (f.vocabulary.eos_id, f.vocabulary.pad_id) if i is not None}
         for name, f in task.output_features.items()
+        if f.rank < 2
     }
 
     def count(row: Row) -> Iterator[tuple[str, int]]:
         for name, ids in special.items():
             value = row.get(name)
             if isinstance(value, np.ndarray | np.generic) and value.dtype in (np.int32, np.int64):
-                yield name, int((~np.isin(value, ids)).sum())
+                yield name, value.size - sum(int(np.count_nonzero(value == i)) for i in ids)
 
     return count
 
@@ -316,31 +310,34 @@ def _stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 # --------------------------------------------------------------------------------------------
 # One row
 # --------------------------------------------------------------------------------------------
-def to_example(row: Row) -> tf.train.Example:
-    """A row as ``seqio.dict_to_tfexample`` makes it, from numpy values, which is faster.
+def stored_rows(ds: tf.data.Dataset) -> tf.data.Dataset:
+    """Rows as a ``tf.train.Example`` holds them: a ragged feature as its values and row lengths."""
+    ragged = [name for name, spec in ds.element_spec.items() if _is_ragged(spec)]
 
-    Args:
-        row: numpy arrays, numbers, bytes, and ragged tensors.
-    """
+    def flatten(row: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+        flat = dict(row)
+        for name in ragged:
+            flat[name] = row[name].flat_values
+            for dim, lengths in enumerate(row[name].nested_row_lengths()):
+                flat[seqio.utils.tfexample_ragged_length_key(name, dim)] = lengths
+        return flat
+
+    return ds.map(flatten, num_parallel_calls=tf.data.AUTOTUNE) if ragged else ds
+
+
+def to_example(row: Row) -> tf.train.Example:
+    """A row of `stored_rows`, as numpy, as ``seqio.dict_to_tfexample`` makes it; but faster."""
     example = tf.train.Example()
-    for key, value in row.items():
-        if _is_ragged(value):
-            for dim, lengths in enumerate(value.nested_row_lengths()):
-                _fill(example, seqio.utils.tfexample_ragged_length_key(key, dim), lengths.numpy())
-            value = value.flat_values.numpy()
-        _fill(example, key, np.asarray(value))
+    for name, value in row.items():
+        feature, flat = example.features.feature[name], np.asarray(value).reshape(-1)
+        if flat.dtype.kind in "biu":
+            feature.int64_list.value.extend(flat.tolist())
+        elif flat.dtype.kind == "f":
+            feature.float_list.value.extend(flat.tolist())
+        else:
+            feature.bytes_list.value.extend(flat.tolist())
     return example
 
 
-def _fill(example: tf.train.Example, key: str, values: np.ndarray) -> None:
-    feature, flat = example.features.feature[key], values.reshape(-1)
-    if flat.dtype.kind in "biu":
-        feature.int64_list.value.extend(flat.tolist())
-    elif flat.dtype.kind == "f":
-        feature.float_list.value.extend(flat.tolist())
-    else:
-        feature.bytes_list.value.extend(tf.compat.as_bytes(text) for text in flat.tolist())
-
-
-def _is_ragged(value: Any) -> bool:
-    return isinstance(value, tf.RaggedTensor)
+def _is_ragged(spec: tf.TypeSpec) -> bool:
+    return isinstance(spec, tf.RaggedTensorSpec)
