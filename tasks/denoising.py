@@ -13,17 +13,26 @@ Where t5 draws with TensorFlow's seeds they take a numpy generator: `example_rng
 seed and an example's index, so that an example is a function of both. In t5 a text longer than
 65,536 tokens gives one chunk of them in an epoch; here it is used whole.
 
-For seqio's pipelines see `peft_jax.tasks.pretraining`.
+For seqio's pipelines see `peft_jax.tasks.pretraining`. `write` makes files of prepared examples,
+and so does::
+
+    python -m peft_jax.tasks.denoising span_corruption TEXT_FOLDER BACKBONE OUTPUT_FOLDER
+    peft-jax train --task span_corruption --data.prepared OUTPUT_FOLDER/train.safetensors \\
+        --data.prepared-evaluation OUTPUT_FOLDER/validation.safetensors ...
 """
 
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
 from peft_jax.errors import InputError
+from peft_jax.tasks.documents import read_documents
 from peft_jax.text_examples import TextExamples, TextKind, TextRow
-from peft_jax.tokenizer import Tokenizer
+from peft_jax.tokenizer import Tokenizer, load_tokenizer
 
 Objective = Literal["span_corruption", "prefix_lm"]
 
@@ -227,7 +236,8 @@ def pretraining_examples(
         documents: see `peft_jax.tasks.documents.read_documents`.
         tokenizer: of the backbone; for span corruption with T5's sentinels at its top.
         inputs_length: of the inputs with EOS; span corruption's chunks and targets are as long as
-            `random_spans_helper` says, prefix LM's chunks are one token shorter.
+            `random_spans_helper` says, prefix LM's chunks are one token shorter and of one
+            document each.
         seed, epoch: example i is drawn with ``example_rng(seed, i, epoch)``: another epoch has the
             same chunks and other masks.
         kind: "decoder" only for prefix LM: its rows have no EOS, a text goes on.
@@ -249,7 +259,8 @@ def pretraining_examples(
     count = sentinel_count(tokenizer)
 
     def rows() -> Iterator[TextRow]:
-        chunks = token_chunks((tokenizer.encode(text) for text in documents), length)
+        together = DOCUMENTS_TOGETHER if spans else 1
+        chunks = token_chunks((tokenizer.encode(text) for text in documents), length, together)
         for index, tokens in enumerate(chunks):
             rng = example_rng(seed, index, epoch)
             if spans:
@@ -259,7 +270,8 @@ def pretraining_examples(
             else:  # a token alone has no prefix
                 continue
             inputs, targets = ([*part, *end] for part in made)
-            yield TextRow(inputs, targets, example=index)
+            text = tokenizer.decode(made[1].tolist())
+            yield TextRow(inputs, targets, example=index, references=(text,))
 
     return TextExamples.from_rows(
         rows(),
@@ -267,6 +279,8 @@ def pretraining_examples(
         split=split,
         template_names=(objective,),
         vocabulary=tokenizer.identity,
+        # What is written is compared with the text by characters; the loss says more.
+        details={"metrics": ["chrf"], "labels": [], "decoding": {"max_length": inputs_length}},
         kind=kind,
         pad_id=pad_id,
         start_id=start_id,
@@ -280,3 +294,76 @@ def sentinel_count(tokenizer: Tokenizer) -> int:
         if list(ids) != [tokenizer.vocab_size - 1 - number]:
             return number
     return SENTINELS
+
+
+# --------------------------------------------------------------------------------------------
+# Files
+# --------------------------------------------------------------------------------------------
+def write(
+    objective: Objective,
+    folder: str | os.PathLike,
+    backbone: str,
+    output: str | os.PathLike,
+    *,
+    inputs_length: int = 512,
+    seed: int = 0,
+    epoch: int = 0,
+) -> dict[str, int]:
+    """Writes train.safetensors and validation.safetensors, which ``--data.prepared`` takes.
+
+    Args:
+        objective, inputs_length, seed, epoch: see `pretraining_examples`.
+        folder: of text, see `read_documents`; ``seed`` is also of what is held out.
+        backbone: name or folder of the one that will be trained.
+
+    Returns the number of examples of each. Raises InputError as the functions named.
+    """
+    from peft_jax.backbones import backbone_outline
+
+    outline = backbone_outline(backbone)
+    config = outline.config
+    if outline.vocabulary is None or config.kind == "encoder":
+        raise InputError(f"backbone {backbone!r} has no vocabulary, or writes no text")
+    tokenizer = load_tokenizer(outline.vocabulary)
+    counts = {}
+    for split in ("train", "validation"):
+        examples = pretraining_examples(
+            objective,
+            read_documents(folder, split, seed=seed),
+            tokenizer,
+            inputs_length=inputs_length,
+            split=split,
+            seed=seed,
+            epoch=epoch,
+            kind="decoder" if config.kind == "decoder" else "encoder_decoder",
+            pad_id=config.pad_id,
+            start_id=config.decoder_start_id,
+        )
+        Path(output).mkdir(parents=True, exist_ok=True)
+        examples.save(Path(output) / f"{split}.safetensors")
+        counts[split] = len(examples)
+    return counts
+
+
+def main(arguments: list[str]) -> int:
+    """The command line: OBJECTIVE TEXT_FOLDER BACKBONE OUTPUT_FOLDER [LENGTH]."""
+    if len(arguments) not in (4, 5):
+        print(
+            "usage: python -m peft_jax.tasks.denoising OBJECTIVE TEXT_FOLDER BACKBONE "
+            "OUTPUT_FOLDER [LENGTH]",
+            file=sys.stderr,
+        )
+        return 2
+    objective, folder, backbone, output = arguments[:4]
+    length = {"inputs_length": int(arguments[4])} if arguments[4:] else {}
+    try:
+        counts = write(objective, folder, backbone, output, **length)  # type: ignore[arg-type]
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(", ".join(f"{split}: {count} examples" for split, count in counts.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
