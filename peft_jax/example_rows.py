@@ -93,3 +93,15 @@ class ExampleRows:
             return int(template)
         names = ", ".join(f"{i}: {name}" for i, name in enumerate(self.template_names))
         raise InputError(f"{self.task} has no template {template!r}; it has {names}")
+
+
+def rows_of_examples(example: np.ndarray) -> list[np.ndarray]:
+    """For each distinct example, in order of appearance, its rows [n] int64, in their order.
+
+    Args:
+        example: [R] int32.
+    """
+    order = np.argsort(example, kind="stable")
+    borders = np.flatnonzero(np.diff(example[order])) + 1
+    rows = np.split(order, borders)
+    return sorted(rows, key=lambda own: own[0])

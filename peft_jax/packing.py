@@ -63,6 +63,20 @@ class PackedExamples(ExampleRows):
         return len(self.members)
 
     @property
+    def details(self) -> dict:
+        """How the texts were made."""
+        return self.examples.details
+
+    @property
+    def has_markers(self) -> bool:
+        """Whether an input has the id of a row that a method trains."""
+        return self.examples.has_markers
+
+    def check_fits(self, vocab_size: int, soft_rows: int | None = None) -> None:
+        """See `TextExamples.check_fits`."""
+        self.examples.check_fits(vocab_size, soft_rows)
+
+    @property
     def fill(self) -> float:
         """The share of all places that hold a token."""
         used = sum(int(sizes.sum()) for sizes in _sizes(self.examples))
