@@ -264,16 +264,21 @@ def _padded(rows: Sequence[Sequence[int]], pad_id: int, multiple: int) -> np.nda
 # The table and the picture
 # --------------------------------------------------------------------------------------------
 def _report(output, runs, tasks, interventions, seeds, demonstrations, console) -> None:
+    several = len(interventions) > 1
     rows = []
     for task in tasks:
         for system in interventions:
             here = [run for run in runs if (run.task, run.system) == (task, system)]
-            rows.append([task, system, *_cells([r.accuracy for r in here])])
-            rows[-1] += [*_cells([r.calibrated for r in here]), f"{here[0].tests:,}"]
-    columns = ("features", "intervention", "h1", "h2", "h1, cal.", "h2, cal.", "tests")
+            row = [task, *([system] if several else [])]
+            for field in ("accuracy", "calibrated"):
+                row += _cells([getattr(run, field) for run in here])
+            rows.append([*row, f"{here[0].tests:,}"])
+    columns = ["features", *(["intervention"] if several else []), "h1", "h2"]
+    columns += ["h1, cal.", "h2, cal.", "tests"]
+    named = "" if several or interventions[0] == "none" else f", {interventions[0]}"
     title = (
-        f"Answers that follow h1 and h2 (%), {demonstrations} underspecified demonstrations; mean "
-        f"(standard deviation) over {len(seeds)} draws"
+        f"Answers that follow h1 and h2 (%), {demonstrations} underspecified demonstrations{named};"
+        f" mean (standard deviation) over {len(seeds)} draws"
     )
     console.print(report.table(title, columns, rows))
     report.write_markdown(output / "table.md", title, columns, rows)
