@@ -166,10 +166,11 @@ def _e2e_figure(name: str, kind: type, method: str) -> Callable[[Answers], Figur
 # The WebNLG challenge and DART: Moses' multi-bleu.perl
 # --------------------------------------------------------------------------------------------
 _LETTERS = {
-    "ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "ł": "l",
-    "þ": "th", "ŋ": "ng", "ə": "@", "ʻ": "`", "ʼ": "'", "‐": "-", "‑": "-", "‒": "-", "–": "-",
-    "—": "--", "−": "-", "‘": "'", "’": "'", "‚": ",", "“": '"', "”": '"', "„": ",,", "…": "...",
-    "′": "'", "″": '"', "°": "deg", "×": "x", "·": "*", "•": "*", "€": "EUR",
+    "ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D",
+    "ð": "d", "ħ": "h", "ı": "i", "ł": "l", "Ł": "L", "þ": "th", "Þ": "Th", "ŋ": "ng", "ə": "@",
+    "ʻ": "`", "ʼ": "'", "‐": "-", "‑": "-", "‒": "-", "–": "-", "—": "--", "−": "-", "‘": "'",
+    "’": "'", "‚": ",", "“": '"', "”": '"', "„": ",,", "…": "...", "′": "'", "″": '"', "°": "deg",
+    "×": "x", "·": "*", "•": "*", "€": "EUR", "£": "PS",
 }  # fmt: skip
 _ASCII = str.maketrans(_LETTERS)
 
@@ -185,12 +186,27 @@ def to_ascii(text: str) -> str:
     return "".join(c for c in plain if not unicodedata.combining(c)).translate(_ASCII)
 
 
+def _apart(text: str) -> str:
+    return re.sub(r"(\W)", r" \1 ", text)
+
+
 def webnlg_tokens(text: str) -> list[str]:
-    """Lower case, ASCII, all but word characters apart (the WebNLG challenge's evaluation)."""
-    return to_ascii(re.sub(r"(\W)", r" \1 ", text.lower())).lower().split()
+    """A system's text as the WebNLG challenge's evaluation reads it.
+
+    ASCII in lower case, and all but word characters apart.
+    """
+    return _apart(to_ascii(text).lower()).split()
 
 
-def _multi_bleu(tokens: Callable[[str], list[str]], name: str) -> Sums:
+def webnlg_reference_tokens(text: str) -> list[str]:
+    """A reference, of which the evaluation separates the characters before it makes them ASCII."""
+    return to_ascii(_apart(text).lower()).split()
+
+
+Tokenize = Callable[[str], list[str]]
+
+
+def _multi_bleu(tokens: Tokenize, reference_tokens: Tokenize) -> Sums:
     """multi-bleu.perl over the first three references, as both challenges' scripts pass them."""
 
     def rows(answers: Answers) -> np.ndarray:
@@ -198,7 +214,7 @@ def _multi_bleu(tokens: Callable[[str], list[str]], name: str) -> Sums:
         files = max(len(row) for row in kept)
         counts = []
         for text, row in zip(answers.predictions, kept, strict=True):
-            own, references = tokens(text), [tokens(reference) for reference in row]
+            own, references = tokens(text), [reference_tokens(reference) for reference in row]
             # The files of references have empty lines where a row has fewer, and the script
             # takes these for references of length 0.
             lengths = [len(r) for r in references] + [0] * (files - len(row))
@@ -206,7 +222,7 @@ def _multi_bleu(tokens: Callable[[str], list[str]], name: str) -> Sums:
             counts.append(ngrams.bleu_row(own, references, closest))
         return np.array(counts, np.float64)
 
-    return Sums(rows, lambda sums: {name: 100 * ngrams.multi_bleu(sums)})
+    return Sums(rows, lambda sums: {"bleu": 100 * ngrams.multi_bleu(sums)})
 
 
 def _words(text: str) -> list[str]:
@@ -280,14 +296,14 @@ METRICS = (
     ),
     Metric(
         "bleu_webnlg",
-        _multi_bleu(webnlg_tokens, "bleu"),
+        _multi_bleu(webnlg_tokens, webnlg_reference_tokens),
         ("bleu",),
         _TEXTS,
         "multi-bleu.perl with the WebNLG challenge's tokens, lower case, first three references",
     ),
     Metric(
         "multi_bleu",
-        _multi_bleu(_words, "bleu"),
+        _multi_bleu(_words, _words),
         ("bleu",),
         _TEXTS,
         "multi-bleu.perl on texts that are tokenised already (DART), first three references",
