@@ -206,11 +206,11 @@ def write_page(folder: Path) -> None:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The whole of benchmarks.md: these results, mixed batches, and the study of the MiniLM."""
-    from benchmarks import bank_report
+    """The whole of benchmarks.md: these results, those of other runs, and the MiniLM's study."""
+    from benchmarks import bank_report, pipeline
     from benchmarks.minilm import report as minilm
 
-    parts = [markdown(results), bank_report.section(), minilm.section()]
+    parts = [markdown(results), bank_report.section(), pipeline.section(), minilm.section()]
     return "\n".join(filter(None, parts))
 
 
