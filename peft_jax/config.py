@@ -66,7 +66,8 @@ class DataConfig:
     prepared_evaluation: Path | None = None
     """The same for the evaluation split."""
     shots: int | None = None
-    """Training examples to draw; by default the dataset's own number in T-Few (32). 0: all."""
+    """Training examples to draw, 0: all; by default T-Few's number (32) of its own tasks and the
+    embedded ones, and all of others."""
     few_shot_seed: int | None = None
     """Seed of the draw; by default the run's seed, as in T-Few."""
     few_shot_style: Literal["tfew", "per_class", "balanced"] = "tfew"

@@ -225,7 +225,7 @@ def _split_and_draw(
     held_out = not training and (data.folds is not None or data.dev_shots is not None)
     if not training and not held_out:
         return data.evaluation_split or found.definition.evaluation_split, {}
-    shots = found.dataset.shots if data.shots is None else data.shots
+    shots = found.definition.shots if data.shots is None else data.shots
     if data.folds is not None and data.shots is None:
         shots = 0  # all of the other folds
     draw = {

@@ -54,6 +54,8 @@ class TaskDefinition:
         max_target_length: the same of an answer, EOS included.
         decoding: fields of `peft_jax.Decoding` with which its paper generates.
         aliases: other names by which it is known.
+        few_shot: whether so many rows are drawn to train on as its dataset has ``shots``; else all
+            are.
     """
 
     name: str
@@ -69,6 +71,12 @@ class TaskDefinition:
     max_target_length: int = 64
     decoding: Mapping[str, Any] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    few_shot: bool = False
+
+    @property
+    def shots(self) -> int:
+        """Rows that are drawn to train on; 0: all."""
+        return self.dataset.shots if self.few_shot else 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ def definitions() -> dict[str, TaskDefinition]:
             group="T-Few",
             about="promptsource's templates of the original task (Liu et al. 2022, appendix G)",
             aliases=tuple(alias for alias, of in ALIASES.items() if of == name),
+            few_shot=True,
         )
         for name, dataset in DATASETS.items()
     ]

@@ -42,7 +42,18 @@ _Features = Mapping[str, tf.Tensor]
 _MARK = "peft_jax choice limit: "
 
 
-class RankClassificationFeatureConverter(FeatureConverter):
+class _AnyFeatures(FeatureConverter):
+    """A converter that takes what it needs of a task's features.
+
+    seqio's refuse lengths of others, and its Evaluator gives those of all.
+    """
+
+    def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Mapping) -> tf.data.Dataset:
+        needed = {k: task_feature_lengths[k] for k in self.TASK_FEATURES}
+        return super().__call__(ds, needed)
+
+
+class RankClassificationFeatureConverter(_AnyFeatures):
     """Inputs and answer choices for rank classification.
 
     From a task whose rows hold ``inputs`` [s], ``choices`` [c, t], ``label``, ``example`` and
@@ -63,9 +74,9 @@ class RankClassificationFeatureConverter(FeatureConverter):
     TASK_FEATURES: Mapping = {
         "inputs": FeatureConverter.FeatureSpec(dtype=_INT),
         "choices": FeatureConverter.FeatureSpec(dtype=_INT, rank=2),
-        "label": FeatureConverter.FeatureSpec(dtype=_INT, rank=0),
-        "example": FeatureConverter.FeatureSpec(dtype=_INT, rank=0),
-        "template": FeatureConverter.FeatureSpec(dtype=_INT, rank=0),
+        "label": FeatureConverter.FeatureSpec(dtype=_INT),
+        "example": FeatureConverter.FeatureSpec(dtype=_INT),
+        "template": FeatureConverter.FeatureSpec(dtype=_INT),
     }
     MODEL_FEATURES: Mapping = {
         "encoder_input_tokens": FeatureConverter.FeatureSpec(dtype=_INT),
@@ -95,9 +106,7 @@ class RankClassificationFeatureConverter(FeatureConverter):
             "encoder_input_tokens": lowered["inputs"],
             "choices": lowered["choices"],
             "choice_mask": tf.reduce_any(features["choices"] != 0, axis=-1),
-            "label": features["label"],
-            "example": features["example"],
-            "template": features["template"],
+            **{key: features[key][0] for key in ("label", "example", "template")},
         }
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping) -> Mapping:
@@ -110,7 +119,7 @@ class RankClassificationFeatureConverter(FeatureConverter):
         } | scalars
 
 
-class TextToTextFeatureConverter(seqio.EncDecFeatureConverter):
+class TextToTextFeatureConverter(_AnyFeatures, seqio.EncDecFeatureConverter):
     """seqio's `EncDecFeatureConverter` for any vocabulary.
 
         encoder_input_tokens  [S] int32, filled up with pad_id
@@ -144,7 +153,7 @@ class TextToTextFeatureConverter(seqio.EncDecFeatureConverter):
         return _lowered(features, self._TOKENS, self.pad_id)
 
 
-class DecoderFeatureConverter(FeatureConverter):
+class DecoderFeatureConverter(_AnyFeatures):
     """Prompt and answer as one sequence, for decoder-only models; the loss is on the answer.
 
     From ``inputs`` [s] and ``targets`` [t], with task_feature_lengths S and T and L = S + T:
@@ -252,9 +261,8 @@ def _lowered(features: _Features, keys: Iterable[str], pad_id: int) -> dict[str,
 
 def choice_lengths(inputs: int, choices: int, choice_length: int) -> dict:
     """The ``task_feature_lengths`` of `RankClassificationFeatureConverter`: S, C and T."""
-    # A scalar has no length, but seqio asks for every feature; None keeps it from slicing.
-    scalars = dict.fromkeys(("label", "example", "template"))
-    return {"inputs": inputs, "choices": (choices, choice_length)} | scalars
+    numbers = dict.fromkeys(("label", "example", "template"), 1)
+    return {"inputs": inputs, "choices": (choices, choice_length)} | numbers
 
 
 def encdec_lengths(inputs: int, targets: int) -> dict:

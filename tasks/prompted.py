@@ -324,7 +324,7 @@ def _embedded_task(name: str, templates: str | Path | None, draw: Draw | None) -
     dataset = Dataset(name=name, fields=(), labels=TASKS[key].labels or ())
     file = templates or TEMPLATES / f"{key}.yaml"
     read = functools.cache(lambda split: rows(key, split))
-    definition = TaskDefinition(name, dataset, group="embedded")
+    definition = TaskDefinition(name, dataset, group="embedded", few_shot=True)
     formats = ranking_templates(file, dataset)
     return PromptedTask(name, dataset, formats, read, draw, definition)
 

@@ -7,12 +7,14 @@ Their rows hold
     inputs            [s] int32, as the kind of model reads them (a T5: with EOS)
     targets           [t] int32, with EOS
     choices           [c, t'] int32, every answer choice with EOS, filled up with -1
-    label             [] int32, the correct choice
-    example, template [] int32, which row of the source, which template
+    label             [1] int32, the correct choice
+    example, template [1] int32, which row of the source, which template
 
-and a task of open answers, such as ``e2e_nlg``, all of them but choices and label. All are output
-features, because seqio's mixtures drop what is not declared. What metrics read stands beside them:
-``references`` [n] texts and ``keep`` [], JSON. Inputs are cut so that they keep their special
+All are output features, because seqio's mixtures drop what is not declared. A task of open answers,
+such as ``e2e_nlg``, declares its inputs and targets alone, which is what T5X's own models take; so
+does one with choices that is registered with ``ranks=False``. What metrics read stands beside them:
+``references`` [n] texts and ``keep`` [], JSON; seqio's Evaluator gives the task's own figures of
+predicted texts (`peft_jax.tasks.seqio_metrics`). Inputs are cut so that they keep their special
 tokens, as Hugging Face's tokenizers cut them.
 """
 
@@ -34,6 +36,7 @@ from peft_jax.tasks.prompted import (
     find_task,
 )
 from peft_jax.tasks.prompts import template_slugs
+from peft_jax.tasks.seqio_metrics import metric_fns, postprocess
 from peft_jax.tasks.tensorflow_data import seqio, tf
 from peft_jax.tasks.vocabularies import PAD, HuggingFaceVocabulary, load_vocabulary, tokenize_rows
 from peft_jax.tokenizer import Kind
@@ -50,6 +53,7 @@ def register(
     templates: str | Path | None = None,
     draw: Draw | None = None,
     kind: Kind = "encoder_decoder",
+    ranks: bool | None = None,
 ) -> list[str]:
     """Registers a task, and one task per template; a task registered before is replaced.
 
@@ -60,6 +64,8 @@ def register(
         templates: where the templates lie.
         draw: what stands for one of the splits.
         kind: of the model that will read the rows, see `peft_jax.tokenizer.row_ids`.
+        ranks: False leaves out the choices, for a model that writes its answers; None: a task has
+            the choices that it has.
 
     Returns the registered names, ``name`` first. Raises InputError for whatever is wrong with the
     name, the folder, the templates or the vocabulary; the rows are read when they are asked for.
@@ -72,7 +78,8 @@ def register(
     parts = {f"{seqio_name}_{slug}": index for index, slug in enumerate(slugs.values())}
     for part, index in ({seqio_name: None} | parts).items():
         seqio.TaskRegistry.remove(part)
-        seqio.TaskRegistry.add_provider(part, seqio_task(part, task, vocabulary, index, kind))
+        made = seqio_task(part, task, vocabulary, index, kind, ranks)
+        seqio.TaskRegistry.add_provider(part, made)
     return [seqio_name, *parts]
 
 
@@ -173,7 +180,7 @@ def seqio_task(
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # the rows are in memory: seqio's shuffle buffer does it
         rows = task.prompted(split)
-        return rows_to_dataset([r for r in rows if template in (None, r.template)], ranks)
+        return rows_to_dataset([r for r in rows if template in (None, r.template)])
 
     ranks = task.ranks if ranks is None else ranks and task.ranks
     cached = not isinstance(vocabulary, HuggingFaceVocabulary)
@@ -183,7 +190,8 @@ def seqio_task(
         source=seqio.FunctionDataSource(dataset_fn, splits=splits, caching_permitted=cached),
         preprocessors=_preprocessors(vocabulary, kind, ranks),
         output_features=output_features(vocabulary, ranks=ranks),
-        metric_fns=[],
+        postprocess_fn=postprocess,
+        metric_fns=metric_fns(task.definition.metrics if task.definition else ("accuracy",)),
     )
 
 
@@ -207,14 +215,16 @@ def _preprocessors(vocabulary: seqio.Vocabulary, kind: Kind, ranks: bool) -> lis
 def output_features(
     vocabulary: seqio.Vocabulary, *, ranks: bool = True
 ) -> dict[str, seqio.Feature]:
-    """The features of a task's rows; see the head of this file."""
-    number = seqio.Feature(
-        seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=tf.int32, rank=0
-    )
+    """The features of a task's rows; see the head of this file.
+
+    Numbers are arrays of one, because seqio's Evaluator measures the length of every feature.
+    """
+    number = seqio.Feature(seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=tf.int32)
     texts = {"inputs": seqio.Feature(vocabulary), "targets": seqio.Feature(vocabulary)}
-    if ranks:
-        texts |= {"choices": seqio.Feature(vocabulary, rank=2), "label": number}
-    return texts | {"example": number, "template": number}
+    if not ranks:
+        return texts
+    numbers = dict.fromkeys(("label", "example", "template"), number)
+    return texts | {"choices": seqio.Feature(vocabulary, rank=2)} | numbers
 
 
 def end_choices(
@@ -248,8 +258,12 @@ def end_with_eos(
     )
 
 
-def rows_to_dataset(rows: Sequence[PromptedRow], ranks: bool) -> tf.data.Dataset:
-    """Prompted rows as a tf.data dataset of texts and numbers, with choices where they rank."""
+def rows_to_dataset(rows: Sequence[PromptedRow]) -> tf.data.Dataset:
+    """Prompted rows as a tf.data dataset of texts and numbers.
+
+    Choices are there wherever the rows have any: metrics of predicted texts read them too.
+    """
+    ranks = bool(rows) and bool(rows[0].choices)
     numbers = ("label", "example", "template") if ranks else ("example", "template")
     columns = {
         "inputs": tf.constant([row.input for row in rows], tf.string),
@@ -259,7 +273,9 @@ def rows_to_dataset(rows: Sequence[PromptedRow], ranks: bool) -> tf.data.Dataset
     }
     if ranks:
         columns["choices"] = _ragged_texts([row.choices for row in rows])
-    columns |= {key: tf.constant([getattr(row, key) for row in rows], tf.int32) for key in numbers}
+    columns |= {
+        key: tf.constant([[getattr(row, key)] for row in rows], tf.int32) for key in numbers
+    }
     return tf.data.Dataset.from_tensor_slices(columns)
 
 

@@ -389,6 +389,7 @@ TASKS: tuple[TaskDefinition, ...] = tuple(
         about=f"{entry.column} of T-Few's suite: {entry.shots} shots of {entry.train}, scored on "
         f"{entry.evaluation} (Liu et al. 2022, appendix G)",
         aliases=_ALIASES[entry.task],
+        few_shot=True,
     )
     for entry in HELD_OUT
     if entry.task not in FEW_SHOT_DATASETS
