@@ -205,9 +205,9 @@ def pack(
             whatever is prompt and whatever is answer in them.
         kind: "prefix_decoder" for a decoder that sees prompts both ways; None: that of the texts.
         order: "first_fit_decreasing": of each ``window`` of texts the longest first, into the first
-            row with room (at most 11/9 of the fewest rows, Johnson 1973); "in_order": the texts as
-            they come, a new row where the next has no room, as seqio packs (whose window is the
-            longer of S and T).
+            row with room (a decoder's rows: at most 11/9 of the fewest and one more, Johnson 1973);
+            "in_order": the texts as they come, a new row where the next has no room, as seqio packs
+            (whose window is the longer of S and T).
         window: texts that are looked at together; bounds the time for many texts.
         seed: texts are shuffled first, so that neighbours in the data do not stand together; None:
             they are not.

@@ -17,7 +17,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,10 @@ from peft_jax.tokenizer import Kind
 
 COMPLETED = "COMPLETED"
 _MADE_WITH = "peft_jax.json"
+_OF_A_CACHE = re.compile(
+    rf"{COMPLETED}|{re.escape(_MADE_WITH)}|(info|stats)\..+\.json|.+\.tfrecord-\d+-of-\d+|\..+\.json"
+    r"|\..+\.partial"
+)
 _ROWS_A_SHARD = 2_000
 _MOST_SHARDS = 64
 _SHARDS = 16
@@ -63,7 +66,8 @@ def cache_task(
         progress: show a progress bar.
 
     Returns the tasks' folders. Raises InputError for a task that does not exist, cannot be cached
-    or has no such split, and for a cache that was made with another vocabulary.
+    or has no such split, for a cache that was made with another vocabulary, and for a folder that
+    holds anything but a cache.
     """
     if shards is not None and shards < 1:
         raise InputError(f"shards {shards}: at least 1 is needed")
@@ -144,11 +148,17 @@ def _check_task(task: seqio.Task, splits: Sequence[str] | None) -> None:
 
 def _open_folder(folder: Path, task: seqio.Task, overwrite: bool) -> None:
     """The folder, with only what was made as it would be made now."""
-    if overwrite and folder.exists():
-        # First of all what says that the rest can be read.
-        (folder / COMPLETED).unlink(missing_ok=True)
-        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    found = sorted(path.name for path in folder.iterdir())
+    others = [name for name in found if not _OF_A_CACHE.fullmatch(name)]
+    if others:
+        raise InputError(
+            f"{folder} holds {others[0]}, which is no part of a cache: give a folder of its own"
+        )
+    if overwrite:
+        # COMPLETED first, which says that the rest can be read.
+        for name in sorted(found, key=lambda name: name != COMPLETED):
+            (folder / name).unlink()
     made_with = {
         "seqio": seqio.__version__,
         "features": {name: _describe(f) for name, f in task.output_features.items()},

@@ -149,14 +149,14 @@ def test_draws_of_tasks_are_independent():
     """The counts of a stretch vary over seeds as a multinomial's, the tree notwithstanding."""
     rates = np.array([0.2, 0.8])
     counts = []
-    for seed in range(300):
+    for seed in range(150):
         sampler = MixtureSampler(CHOICES[:2], 64, seed=seed, rates=rates)
         counts.append([int((sampler.drawn(k)[0] == 0).sum()) for k in (0, 1, 47)])
     counts = np.array(counts)
     expected = 64 * 0.2 * 0.8
-    assert abs(counts.mean(axis=0) - 64 * 0.2).max() < 4 * np.sqrt(expected / 300)
-    assert (abs(counts.var(axis=0) / expected - 1) < 4 * np.sqrt(2 / 300)).all()
-    assert abs(np.corrcoef(counts.T)[~np.eye(3, dtype=bool)]).max() < 4 / np.sqrt(300)
+    assert abs(counts.mean(axis=0) - 64 * 0.2).max() < 4 * np.sqrt(expected / 150)
+    assert (abs(counts.var(axis=0) / expected - 1) < 4 * np.sqrt(2 / 150)).all()
+    assert abs(np.corrcoef(counts.T)[~np.eye(3, dtype=bool)]).max() < 4 / np.sqrt(150)
 
 
 def test_draws_far_away_continue_those_before():

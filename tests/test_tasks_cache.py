@@ -73,7 +73,9 @@ def features(name, split="train", **options):
     lengths = {key: lengths.get(key) for key in task.output_features}
     ds = task.get_dataset(lengths, split, shuffle=False, **options)
     rows = list(ds.as_numpy_iterator())
-    return sorted(rows, key=lambda row: numbers(row) if "example" in row else row["inputs"].tolist())
+    return sorted(
+        rows, key=lambda row: numbers(row) if "example" in row else row["inputs"].tolist()
+    )
 
 
 def numbers(row):
@@ -402,3 +404,15 @@ def test_what_cannot_be_cached(ranking, cache):
     with pytest.raises(InputError, match=r"inputs has the shape \[2, 4\]"):
         cache_task(task(seqio.CacheDatasetPlaceholder()), cache)
     assert not list((cache / "dense").glob("*tfrecord*"))
+
+
+def test_a_folder_of_something_else_is_left_alone(ranking, cache):
+    from peft_jax.tasks.cache import cache_task
+
+    (cache / ranking[0]).mkdir()
+    own = cache / ranking[0] / "train.jsonl"
+    own.write_text("rows of somebody's own")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"holds train\.jsonl, which is no part of a cache"):
+            cache_task(ranking[0], cache, overwrite=overwrite)
+    assert [path.name for path in own.parent.iterdir()] == ["train.jsonl"]
