@@ -67,7 +67,7 @@ def rows(names: Sequence[str] = (), directory: str | Path | None = None) -> list
     """
     if directory is not None and not Path(directory).is_dir():
         raise InputError(f"--directory {directory} is not a folder")
-    known = [*_embedded(), *(_row(task) for task in catalogue.definitions().values())]
+    known = [*_embedded(), *(_row(task) for task in catalogue.offered().values())]
     chosen = dict.fromkeys(row for name in names for row in _matching(name, known, directory))
     found = list(chosen) if names else known
     return found if directory is None else [_looked_for(row, Path(directory)) for row in found]

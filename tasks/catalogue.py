@@ -7,7 +7,7 @@ reads data: `peft_jax.tasks.prompted.find_task` does, for one task.
 
 import functools
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +50,8 @@ class TaskDefinition:
         metrics: names in `peft_jax.metrics.METRICS`; the first figure is the one that is reported.
         about: one line: what is asked, and where the form comes from.
         train_split, evaluation_split: which splits these are.
+        learns_from: whether a row of ``train_split`` is one to learn from, where some can be asked
+            but not taught (WSC's wrong referents); None: all are.
         max_input_length: in tokens, special ones included.
         max_target_length: the same of an answer, EOS included.
         decoding: fields of `peft_jax.Decoding` with which its paper generates.
@@ -67,6 +69,7 @@ class TaskDefinition:
     about: str = ""
     train_split: str = "train"
     evaluation_split: str = "validation"
+    learns_from: Callable[[Mapping], bool] | None = None
     max_input_length: int = 256
     max_target_length: int = 64
     decoding: Mapping[str, Any] = field(default_factory=dict)
@@ -143,19 +146,26 @@ def find_definition(name: str, directory: str | Path | None = None) -> TaskDefin
     return None
 
 
-def known_in(directory: str | Path) -> list[TaskDefinition]:
-    """Every task of the table, and those whose names a data folder's files make.
+@functools.cache
+def offered() -> dict[str, TaskDefinition]:
+    """Those, and the ones that a data folder's files make, as far as they are known without them.
 
-    A module that makes tasks on demand may export ``names_in(directory)``.
+    A module that makes tasks on demand may export what it can make as ``OFFERED``.
     """
-    found = dict(definitions())
-    for module in _modules():
-        names_in = getattr(module, "names_in", None)
-        for name in () if names_in is None else names_in(directory):
-            made = find_definition(name, directory)
-            if made is not None:
-                found.setdefault(made.name, made)
-    return list(found.values())
+    made = (task for module in _modules() for task in _of(module, "OFFERED"))
+    return definitions() | _by_name(list(made))
+
+
+def known_in(directory: str | Path) -> list[TaskDefinition]:
+    """All that are `offered`, made of a data folder's files where these are there."""
+    tasks = []
+    for name, task in offered().items():
+        try:
+            made = task if name in definitions() else find_definition(name, directory)
+        except InputError:  # says which files are wanted: so does the task's dataset
+            made = None
+        tasks.append(made or task)
+    return tasks
 
 
 def find_mixture(name: str) -> MixtureDefinition:

@@ -21,15 +21,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from peft_jax import tree
 from peft_jax.errors import InputError
 from peft_jax.tasks import t0_table
 from peft_jax.tasks.catalogue import MixtureDefinition, TaskDefinition, definitions
 from peft_jax.tasks.datasets import DATASETS as FEW_SHOT_DATASETS
 from peft_jax.tasks.datasets import Dataset
-from peft_jax.tasks.prompts import Rendered, Template, _TemplateLoader, load_templates
+from peft_jax.tasks.prompts import Rendered, Template, load_templates
 from peft_jax.tasks.t0_table import HELD_OUT, TRAINING, Stage, in_mixture, p3_slug, with_plain_names
 
 COLLECTION = "promptsource_templates"
@@ -405,16 +403,16 @@ def _plain(slug: str) -> str:
 
 
 def _templates(file: Path) -> dict[str, Template]:
-    return _read(file, _changed(file))[0]
+    return _read(file, _changed(file))
 
 
 def _metrics(file: Path, names: Sequence[str]) -> tuple[str, ...]:
     """Our names of the metrics of some templates, those of most templates first."""
-    named = _read(file, _changed(file))[1]
+    templates = _templates(file)
     counts = Counter(
         METRICS.get(metric, "exact_match")
         for name in names
-        for metric in named.get(name) or ("Other",)
+        for metric in templates[name].metrics or ("Other",)
     )
     return tuple(metric for metric, _ in counts.most_common())
 
@@ -427,15 +425,9 @@ def _changed(file: Path) -> int:
 
 
 @functools.lru_cache(maxsize=512)
-def _read(file: Path, changed: int) -> tuple[dict[str, Template], dict[str, list[str]]]:
-    """The templates of a file and the metrics that it names for each; read once per change."""
-    templates = load_templates(file)
-    entries = yaml.load(file.read_text(encoding="utf-8"), Loader=_TemplateLoader)["templates"]
-    metrics = {
-        str(entry.get("name", key)): (entry.get("metadata") or {}).get("metrics") or []
-        for key, entry in entries.items()
-    }
-    return templates, metrics
+def _read(file: Path, changed: int) -> dict[str, Template]:
+    """The templates of a file; read once per change."""
+    return load_templates(file)
 
 
 # --------------------------------------------------------------------------------- mixtures

@@ -87,12 +87,17 @@ class PromptedTask:
 
     def rows(self, split: str) -> list[tuple[int, dict]]:
         """(position in the split, row) of every example, after the few-shot draw."""
-        rows = self.read(split)
-        positions: Sequence[int] = range(len(rows))
-        if self.draw is not None and self.draw.split == split:
-            labels = [row.get("label", 0) for row in rows]
-            positions = self.draw.positions(labels, per_class=self.dataset.per_class)
-        return [(position, rows[position]) for position in positions]
+        learns_from = None if self.definition is None else self.definition.learns_from
+        numbered = [
+            (position, row)
+            for position, row in enumerate(self.read(split))
+            if learns_from is None or split != self.definition.train_split or learns_from(row)
+        ]
+        if self.draw is None or self.draw.split != split:
+            return numbered
+        labels = [row.get("label", 0) for _, row in numbered]
+        chosen = self.draw.positions(labels, per_class=self.dataset.per_class)
+        return [numbered[place] for place in chosen]
 
     def drawn(self, split: str, **options: Unpack[DrawOptions]) -> "PromptedTask":
         """The same task with a draw for a split; as it is where nothing is drawn.

@@ -39,7 +39,8 @@ MAX_FIELD_LENGTH = 2048
 """promptsource cuts what an expression prints into a prompt to this many characters."""
 
 _SEPARATOR = "|||"
-_PROTECTED_SEPARATOR = "\N{SYMBOL FOR UNIT SEPARATOR}" * 3
+# promptsource's own word for it, which some of its templates print and split at.
+_PROTECTED_SEPARATOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"
 _DRAWS = "__draws__"
 
 
@@ -123,6 +124,7 @@ class Template:
         jinja: the prompt, as ``input ||| target``.
         answer_choices: an expression that renders to ``choice ||| choice ...``, or None.
         original_task: whether the prompt asks for the dataset's own task (T-Few uses only these).
+        metrics: promptsource's names of the metrics of its answers.
         file: where it was read, for messages.
     """
 
@@ -130,6 +132,7 @@ class Template:
     jinja: str
     answer_choices: str | None = None
     original_task: bool = True
+    metrics: tuple[str, ...] = ()
     file: str = ""
 
     def render(self, row: Mapping) -> Rendered | None:
@@ -257,6 +260,7 @@ def _template(entry, key, file: Path) -> Template:
         # promptsource leaves the mark out where nobody judged the template, and T-Few then does
         # not use it; a file without any metadata was written by hand for its own task.
         original_task=bool(metadata.get("original_task")) if metadata else True,
+        metrics=tuple(map(str, metadata.get("metrics") or ())),
         file=str(file),
     )
     for text in (template.jinja, template.answer_choices or ""):

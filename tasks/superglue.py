@@ -21,7 +21,6 @@ from peft_jax.tasks.prompts import Rendered
 from peft_jax.tasks.t5_formats import (
     UNLABELLED,
     LabelledFields,
-    Render,
     renamed,
     with_and_without_name,
 )
@@ -192,11 +191,6 @@ def wsc_simple(row: Mapping) -> Rendered:
     )
 
 
-def wsc_simple_correct(row: Mapping) -> Rendered | None:
-    """`wsc_simple` of the rows that offer the right referent, which are those to learn from."""
-    return wsc_simple(row) if row["label"] == 1 else None
-
-
 def _around_pronoun(row: Mapping) -> tuple[str, str]:
     """The text before and after the pronoun, which stands at word ``span2_index``.
 
@@ -260,21 +254,6 @@ def _labelled(
     )
 
 
-def _winograd(part: str, render: Render, asked: str) -> tuple[TaskDefinition, ...]:
-    return with_and_without_name(
-        f"super_glue_wsc_simple_{part}",
-        TABLE["wsc"],
-        "wsc:",
-        render,
-        ranks=False,
-        group=GROUP,
-        metrics=("wsc",),
-        about=f"{asked} (Raffel et al. 2020, section 2.4 and appendix D.14)",
-        aliases=(f"super_glue_wsc_v102_simple_{part}",),
-        max_target_length=64,
-    )
-
-
 _ENTAILMENT = ("hypothesis", "premise")
 
 TASKS: tuple[TaskDefinition, ...] = (
@@ -329,15 +308,23 @@ TASKS: tuple[TaskDefinition, ...] = (
         task="rte",
         evaluation_split="test",
     ),
-    *_winograd(
-        "train",
-        wsc_simple_correct,
-        "Whom does the pronoun mean? Rows with the right referent only, to learn from",
-    ),
-    *_winograd(
-        "eval",
+    *with_and_without_name(
+        "super_glue_wsc",
+        TABLE["wsc"],
+        "wsc:",
         wsc_simple,
-        "Whom does the pronoun mean? All rows, right if the referent is named when it is right",
+        ranks=False,
+        group=GROUP,
+        metrics=("wsc",),
+        about="Whom does the pronoun mean? Learned from the right referents, asked of all rows "
+        "(Raffel et al. 2020, section 2.4 and appendix D.14)",
+        learns_from=lambda row: row["label"] == 1,
+        aliases=(
+            "super_glue_wsc_v102_simple_train",
+            "super_glue_wsc_v102_simple_eval",
+            "super_glue_wsc_and_dev_v102_simple",
+        ),
+        max_target_length=64,
     ),
     *with_and_without_name(
         "dpr_simple",
@@ -360,7 +347,7 @@ TASKS: tuple[TaskDefinition, ...] = (
 # with the right referent), 9,427, 250, 400, 27,243, 138,854 (one per answer), 2,490 and 5,428.
 _TRAINED = tuple(
     f"super_glue_{name}"
-    for name in ("wsc_simple_train", "boolq", "cb", "copa", "multirc", "record", "rte", "wic")
+    for name in ("wsc", "boolq", "cb", "copa", "multirc", "record", "rte", "wic")
 )
 CAP = 2**21  # Raffel et al. 2020, section 3.5.2; no task of SuperGLUE or GLUE has so many
 

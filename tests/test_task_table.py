@@ -34,14 +34,14 @@ def tokenizer():
 # --------------------------------------------------------------------------------------------
 def test_every_task_is_listed_once():
     names = [row.name for row in task_table.rows()]
-    every = [f"embedded_{name}" for name in embedded.TASKS] + list(catalogue.definitions())
+    every = [f"embedded_{name}" for name in embedded.TASKS] + list(catalogue.offered())
     assert sorted(names) == sorted(every)
     assert len(set(names)) == len(names)
 
 
 def test_a_row_says_what_the_definition_says():
     row = {row.name: row for row in task_table.rows()}
-    assert row["rte"].source == "TFDS super_glue/rte; files superglue_rte/"
+    assert row["rte"].source == "TFDS, hub super_glue/rte; files superglue_rte/"
     assert row["embedded_complaint"].splits == "train 4,000, validation 400"
     assert row["embedded_complaint"].prompts == "5"
     assert row["xsum"].splits == "train 204,045, validation 11,332, test 11,334"
@@ -97,7 +97,7 @@ def test_the_command_prints_tasks_and_mixtures(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "120")
     assert main(["tasks", "rte", "t0_train", "--directory", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"rte +TFDS super_glue/rte.*absent", shown)
+    assert re.search(r"rte +TFDS, hub super_glue/rte.*absent", shown)
     assert "rte wanted: superglue_rte/train.jsonl" in shown
     assert re.search(r"t0_train +38 +by examples", shown)
     assert "rte: promptsource's templates of the original task" in " ".join(shown.split())

@@ -1,5 +1,7 @@
 """SuperGLUE in T5's form: its texts to the character, its sources, its rules for WSC."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from peft_jax.metrics import METRICS, Answers
 from peft_jax.metrics.reading import names_referent
 from peft_jax.tasks.catalogue import definitions, find_definition
 from peft_jax.tasks.datasets import DATASETS as TABLE
+from peft_jax.tasks.prompted import find_task
 from peft_jax.tasks.superglue import (
     MIXTURES,
     MULTIRC,
@@ -46,7 +49,7 @@ def test_usual_names_find_the_tasks():
     for name in ("super_glue_boolq_v102", "taskless_super_glue_record_v102", "dpr_v001_simple"):
         assert find_definition(name).name == name.replace("_v102", "").replace("_v001", "")
     found = find_definition("taskless_super_glue_wsc_v102_simple_eval")
-    assert found.name == "taskless_super_glue_wsc_simple_eval"
+    assert found.name == "taskless_super_glue_wsc"
 
 
 @pytest.mark.parametrize("name", ["boolq", "cb", "copa", "rte", "wic"])
@@ -173,13 +176,27 @@ def test_referents_are_named_as_in_t5(said, referent, named):
 def test_wsc_counts_a_referent_that_is_rightly_not_named():
     asked = {"text": "Ann told Bea that she won.", "span2_text": "she", "span2_index": 4}
     rows = [asked | {"span1_text": "Bea", "label": label} for label in (1, 1, 0, 0)]
-    made = [render("super_glue_wsc_simple_eval", row | {"span1_index": 2})[0] for row in rows]
+    made = [render("super_glue_wsc", row | {"span1_index": 2})[0] for row in rows]
     answers = Answers(
         predictions=["the Bea", "Ann", "Ann", ""],
         references=[[one.target] for one in made],
         keep=[one.keep for one in made],
     )
     assert METRICS["wsc"](answers) == {"accuracy": 50.0}
+
+
+@pytest.mark.parametrize("draw", [{}, {"shots": 2, "seed": 0}], ids=["all", "drawn"])
+def test_wsc_is_learned_from_right_referents_and_asked_of_all(tmp_path, draw):
+    row = {"text": "Ann told Bea that she won.", "span1_index": 2, "span1_text": "Bea"}
+    row |= {"span2_index": 4, "span2_text": "she"}
+    lines = [json.dumps(row | {"label": label}) for label in (False, True, False, True, True)]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    task = find_task("super_glue_wsc", directory=tmp_path).drawn("train", **draw)
+    learned = [made.example for made in task.prompted("train")]
+    assert set(learned) <= {1, 3, 4}
+    assert len(learned) == draw.get("shots", 3)
+    assert [made.keep["label"] for made in task.prompted("validation")] == [0, 1, 0, 1, 1]
 
 
 def test_mixtures_hold_what_t5_trains_on():
