@@ -1,6 +1,6 @@
 """The 22 pairs of features of underspecified demonstrations, as one table.
 
-Si et al. 2023 (ACL), table 1, and the names and label words of run.py in its code
+Si et al. 2023 (ACL); names and label words are those of run.py in its code
 (github.com/NoviScl/AmbigPrompt); instructions and explanations say the same in our words. The first
 feature of a pair is the label of its task, the second one that is easily seen in the text:
 

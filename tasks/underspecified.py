@@ -357,7 +357,7 @@ def _definition(pair: FeaturePair) -> TaskDefinition:
         group="Underspecified demonstrations",
         formats=(_format(pair, PLAIN),),
         metrics=("h_accuracy",),
-        about=f"h1: {pair.h1.feature}, h2: {pair.h2.feature} (Si et al. 2023, table 1)",
+        about=f"h1: {pair.h1.feature}, h2: {pair.h2.feature} (Si et al. 2023)",
         max_input_length=512,
     )
 
