@@ -84,13 +84,21 @@ class Prepare:
     task: str
     """embedded_*, a dataset, or a folder of your own inside the directory."""
     output: Path
-    """The file to write (.safetensors)."""
+    """The file to write (.safetensors), or the folder of caches for ``--to seqio``."""
+    to: Literal["file", "seqio"] = "file"
+    """file: for our own runs, without TensorFlow. seqio: a cache of tokens that seqio and T5X read
+    with use_cached=True; lengths are then theirs to give."""
     split: str = "train"
     """"train", "validation", or another JSONL file's stem."""
     directory: Path | None = None
     """Folder of JSONL datasets; by default TFDS."""
     templates: Path | None = None
     """promptsource templates.yaml, or the folder that holds it."""
+    input: str | None = None
+    """Files of your own: as for ``peft-jax train --data.input``, like the next three."""
+    choices: tuple[str, ...] = ()
+    target: str | None = None
+    label: str | None = None
     backbone: str = "tiny"
     """Whose vocabulary is used."""
     answer: Literal["auto", "choices", "head", "verbalizer", "trained_verbalizer", "text"] = "auto"
@@ -377,10 +385,19 @@ def prepare(arguments: Sequence[str]) -> None:
     from peft_jax.tasks.options import open_task
     from peft_jax.tasks.prepare import prepare as write
 
+    if given.to == "seqio":
+        _prepare_seqio(given)
+        return
     options = dataclasses.asdict(given)
+    del options["to"]
+    own = {key: options.pop(key) for key in ("input", "choices", "target", "label")}
     if given.task.startswith("embedded_"):
         del options["directory"]
-    source = {k: options[k] for k in ("directory", "templates", "on_bad_row") if k in options}
+    else:
+        options["own"] = own
+    source = {
+        k: options[k] for k in ("directory", "templates", "on_bad_row", "own") if k in options
+    }
     backbone = backbone_outline(options.pop("backbone"))
     config, answer = backbone.config, options.pop("answer")
     prompts = config.kind != "encoder" and answer in ("auto", "choices", "text")
@@ -410,6 +427,40 @@ def prepare(arguments: Sequence[str]) -> None:
         progress=True,
     )
     _tell_prepared(given.output, examples)
+
+
+def _prepare_seqio(given: Prepare) -> None:
+    from peft_jax.backbones import backbone_outline
+    from peft_jax.tasks.cache import prepare_seqio
+    from peft_jax.tasks.draws import Draw
+
+    plain: dict[str, Any] = {
+        "max_input_length": None,
+        "max_target_length": None,
+        "max_choice_length": 64,
+    }
+    plain |= {"input": None, "choices": (), "target": None, "label": None, "on_bad_row": "error"}
+    for name, default in plain.items():
+        if getattr(given, name) != default:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} is not for --to seqio, whose cache has whole rows")
+    backbone = backbone_outline(given.backbone)
+    names = ("shots", "seed", "few_shot_style", "folds", "fold", "held_out")
+    draw = Draw(split=given.split, **{name: getattr(given, name) for name in names})
+    folder = prepare_seqio(
+        given.task,
+        given.output,
+        backbone_vocabulary_path=backbone.vocabulary,
+        splits=(given.split,),
+        directory=None if given.task.startswith("embedded_") else given.directory,
+        templates=given.templates,
+        draw=draw if draw.draws else None,
+        kind=backbone.config.kind,
+        ranks=False if given.answer == "text" else None,
+        overwrite=given.overwrite,
+        progress=True,
+    )
+    Console().print(f"{folder}: the cache of {given.task} {given.split}", markup=False)
 
 
 def _tell_prepared(output: Path, examples) -> None:

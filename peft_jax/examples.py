@@ -16,6 +16,7 @@ ids of -2 and below are rows that a method trains (see `peft_jax.markers`).
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ import numpy as np
 
 from peft_jax import markers
 from peft_jax.errors import InputError
-from peft_jax.example_rows import ExampleRows
+from peft_jax.example_rows import ExampleRows, rows_of_examples
 from peft_jax.ragged import Ragged, Records
 
 _FORMAT = "peft_jax.choice_examples"
@@ -328,16 +329,19 @@ class FewShotSampler:
         self.batch_size = batch_size
         self.seed = seed
         self.batches_per_epoch = examples.num_examples // batch_size
-        self._rows_of = [np.flatnonzero(examples.example == i) for i in examples.example_ids]
+        self._rows_of = rows_of_examples(np.asarray(examples.example))
+        self._epoch = functools.lru_cache(maxsize=1)(self._draw_epoch)
         self._next = 0
 
     def batch(self, k: int) -> Batch:
         """Batch k, counted from 0 over all epochs; see `ChoiceExamples.rows` for its keys."""
         epoch, position = divmod(k, self.batches_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._rows_of))
-        drawn = order[position * self.batch_size : (position + 1) * self.batch_size]
+        drawn = self._epoch(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
         pick = np.random.default_rng([self.seed, epoch, position + 1])
         return self.examples.rows(np.array([pick.choice(self._rows_of[i]) for i in drawn]))
+
+    def _draw_epoch(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self._rows_of))
 
     @property
     def state(self) -> dict[str, int]:

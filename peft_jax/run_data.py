@@ -144,10 +144,10 @@ def notes_of(rows: Rows) -> list[str]:
 def _notes_of(examples: Examples) -> list[str]:
     notes = list(examples.details.get("notes", ()))
     if cut := examples.details.get("cut_targets"):
-        limit = examples.details["max_target_length"]
+        limit, rows = examples.details["max_target_length"], examples.details["rows"]
         notes.append(
-            f"{examples.task} {examples.split}: {cut:,} of {len(examples):,} targets are longer "
-            f"than {limit} tokens and were cut (data.max_target_length)"
+            f"{examples.task} {examples.split}: {cut:,} of {rows:,} targets are longer than "
+            f"{limit} tokens and are cut (data.max_target_length)"
         )
     return notes
 

@@ -95,6 +95,7 @@ def prepare_seqio(
     templates: str | Path | None = None,
     draw: Draw | None = None,
     kind: Kind = "encoder_decoder",
+    ranks: bool | None = None,
     shards: int | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -102,7 +103,7 @@ def prepare_seqio(
     """Registers a task of the catalogue with seqio and writes its cache: `peft-jax prepare`.
 
     Args:
-        task, directory, templates, draw, kind: see `peft_jax.tasks.registry.register`.
+        task, directory, templates, draw, kind, ranks: see `peft_jax.tasks.registry.register`.
         output, splits, shards, overwrite, progress: see `cache_task`.
         backbone_vocabulary_path: the backbone's vocabulary, a Hugging Face folder or a file of it.
 
@@ -115,6 +116,7 @@ def prepare_seqio(
         templates=templates,
         draw=draw,
         kind=kind,
+        ranks=ranks,
     )
     (folder,) = cache_task(
         name, output, splits, shards=shards, overwrite=overwrite, progress=progress

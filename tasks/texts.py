@@ -67,7 +67,7 @@ def text_examples(
             "split": split,
             "template_names": tuple(format.name for format in found.templates),
             "vocabulary": tokenizer.identity,
-            "details": limits | describe(found) | {"cut_targets": 0},
+            "details": limits | describe(found) | {"rows": len(rows), "cut_targets": 0},
             "kind": kind,
             "pad_id": pad_id,
             "start_id": start_id,
