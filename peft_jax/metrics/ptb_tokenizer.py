@@ -108,6 +108,7 @@ _RULES = [
     f"{_LETTER}\\.(?!\\s+(?:(?:{_STARTS})\\s|<)){_END}",
     f"{_LETTER}{_CHARACTER}*\\.(?=[,;:])",
     f"[-+]?{_NUMBER}(?!-{_CHARACTER})(?!{_LETTER}+\\d)",
+    f"\\d{{1,4}}[- ]\\d{{1,4}}/\\d{{1,4}}{_END}",
     r"[A-Z]+(?:&[A-Z]+)+",
     r"[A-Z]*\$",
     "C\\+\\+|[CF]#",
@@ -143,4 +144,5 @@ def _written(token: str) -> str:
         return token[:-1] + _SIGNS[token[-1]]
     if ord(token[0]) > 0xFFFF and not token[0].isalnum():
         return ""
-    return token.replace("’", "'").replace("‘", "'").lower()
+    # A number and its fraction are one token, with a space in it that does not break.
+    return token.replace("’", "'").replace("‘", "'").replace(" ", "\N{NO-BREAK SPACE}").lower()
