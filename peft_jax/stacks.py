@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from peft_jax.errors import InputError
 from peft_jax.tree import Params
@@ -73,7 +74,7 @@ def for_tasks(params: Params, batch: Batch) -> Params:
     ids = batch["task_ids"]
     tasks = found[0].values.shape[1 if found[0].stacked else 0] - 1
     if not isinstance(ids, jax.core.Tracer):
-        wrong = [int(i) for i in ids if not -1 <= i < tasks]
+        wrong = [int(i) for i in np.asarray(ids) if not -1 <= i < tasks]
         if wrong:
             raise InputError(
                 f"task_ids: {wrong[0]} is not in a bank of {tasks} adapters (-1: none)"
