@@ -24,6 +24,7 @@ from peft_jax.method_config import CLASSES
 from peft_jax.pretrain import PretrainConfig
 
 FLAT = (tyro.conf.FlagCreatePairsOff,)
+T_FEW_SEEDS = (42, 1024, 0, 1, 32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,18 +229,27 @@ class ShowTask:
 class Study:
     """Many runs, one table, one picture."""
 
-    name: Literal["few_shot", "methods"]
+    name: Literal["few_shot", "methods", "underspecified"]
     """few_shot: zero-shot, in-context learning, T-Few without L_UL and L_LN, and T-Few. methods:
-    T-Few's baselines, each with its own steps and learning rate, accuracy against parameters."""
+    T-Few's baselines, each with its own steps and learning rate, accuracy against parameters.
+    underspecified: which of two features in-context learning takes from demonstrations that do not
+    say."""
     output: Path
     """Folder for results.jsonl, table.md and study.png; finished runs in it are not run again."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     tasks: tuple[str, ...] = ()
-    """Tasks to run; by default the embedded tasks that were held out from pretraining."""
-    seeds: tuple[int, ...] = (42, 1024, 0, 1, 32)
-    """One run each; T-Few's five."""
-    demonstrations: int = 8
-    """few_shot: solved examples that in-context learning puts in front of an input."""
+    """Tasks to run; by default the embedded tasks that were held out from pretraining, or all pairs
+    of features whose files are there."""
+    seeds: tuple[int, ...] = ()
+    """One run each; by default T-Few's five, and three of underspecified."""
+    demonstrations: int | None = None
+    """Solved examples that in-context learning puts in front of an input; by default 8 of few_shot
+    and 16 of underspecified."""
+    interventions: tuple[str, ...] = ("none",)
+    """underspecified: what is done to make the model take one of the features."""
+    features: tuple[str, str] | None = None
+    """underspecified: two features of your own, such as "longer(text, 50)" "contains(text, nice)",
+    of the datasets in --tasks."""
     presets: tuple[str, ...] = ()
     """methods: presets that are compared; by default T-Few's baselines."""
     steps_share: float = 1.0
@@ -647,8 +657,22 @@ def study(arguments: Sequence[str]) -> None:
             given.output,
             presets=given.presets,
             tasks=given.tasks,
-            seeds=given.seeds,
+            seeds=given.seeds or T_FEW_SEEDS,
             steps_share=given.steps_share,
+            console=Console(),
+        )
+        return
+    if given.name == "underspecified":
+        from peft_jax.bias_study import underspecified_study
+
+        underspecified_study(
+            given.experiment,
+            given.output,
+            tasks=given.tasks,
+            features=given.features,
+            interventions=given.interventions,
+            seeds=given.seeds or (0, 10, 20),
+            demonstrations=given.demonstrations or 16,
             console=Console(),
         )
         return
@@ -658,8 +682,8 @@ def study(arguments: Sequence[str]) -> None:
         given.experiment,
         given.output,
         tasks=given.tasks,
-        seeds=given.seeds,
-        demonstrations=given.demonstrations,
+        seeds=given.seeds or T_FEW_SEEDS,
+        demonstrations=given.demonstrations or 8,
         console=Console(),
     )
 

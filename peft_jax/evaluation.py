@@ -22,7 +22,8 @@ from peft_jax.errors import InputError
 from peft_jax.examples import ChoiceExamples, evaluation_batches
 from peft_jax.methods.base import Method
 from peft_jax.methods.merging import merge
-from peft_jax.metrics import Answers, Figures, compute
+from peft_jax.metrics import Answers, Figures, Metric, compute, find
+from peft_jax.metrics.intervals import Sums, bootstrap
 from peft_jax.text_examples import TextExamples, text_batches
 from peft_jax.tokenizer import load_tokenizer
 from peft_jax.transformer import Batch
@@ -46,6 +47,9 @@ def spread(values: Sequence[float]) -> Spread:
     """Median and interquartile range (linear interpolation, NumPy's and the T-Few code's)."""
     low, middle, high = np.percentile(np.asarray(values, np.float64), [25, 50, 75])
     return Spread(float(middle), float(high - low))
+
+
+_DRAWS = 1000
 
 
 class _Measured:
@@ -92,8 +96,34 @@ class _Measured:
         """The figure that papers report of the task, and its name."""
         return next(iter(self.figures.items()))
 
-    def summary(self) -> dict[str, Any]:
-        """The figures as JSON values."""
+    def interval(self, draws: int | None = None) -> list[float] | None:
+        """The 95 % bootstrap interval of the reported figure over all rows, [low, high].
+
+        Rows of one example are drawn together, whatever their templates.
+
+        Args:
+          draws: of the examples; None: 1,000 where the metric sums over rows, which takes
+            milliseconds, and none where it would be computed anew of each. 0: none.
+
+        Returns None without draws.
+        """
+        name, _ = self.reported
+        metric = find((self.examples.details.get("metrics") or ("accuracy",))[0])
+        if draws is None:
+            draws = _DRAWS if isinstance(metric.function, Sums) else 0
+        if not draws:
+            return None
+        found = bootstrap(metric, self.answers, draws=draws, clusters=self._clusters(metric))
+        return [found[name].low, found[name].high]
+
+    def _clusters(self, metric: Metric) -> list[Any]:
+        """What is drawn together: an example's rows; of a metric of groups, a group's."""
+        if "keep.group" in metric.reads:
+            return self.answers.kept("group")
+        return np.asarray(self.examples.example).tolist()
+
+    def summary(self, draws: int | None = None) -> dict[str, Any]:
+        """The figures as JSON values; ``draws`` as for :meth:`interval`."""
         name, score = self.reported
         per_template = self.figures_per_template
         return {
@@ -105,6 +135,7 @@ class _Measured:
             "score": score.median,
             "score_iqr": score.iqr,
             "score_of": "median over templates",
+            "interval_95": self.interval(draws),
             "score_per_template": {t: figures[name] for t, figures in per_template.items()},
             "figures": {n: dataclasses.asdict(value) for n, value in self.figures.items()},
             "figures_per_template": per_template,
@@ -162,9 +193,9 @@ class Evaluation(_Measured):
         """Median over templates, with the interquartile range."""
         return spread(list(self.accuracy_per_template.values()))
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, draws: int | None = None) -> dict[str, Any]:
         """The figures as JSON values; accuracies are shares of 1."""
-        return super().summary() | {
+        return super().summary(draws) | {
             "accuracy_median": self.accuracy.median,
             "accuracy_iqr": self.accuracy.iqr,
             "accuracy_mean": float(self.correct.mean()),

@@ -489,7 +489,9 @@ class _Run:
                 self._restore()
             with MetricsLog(self.output, after_step=int(self.training.state.step)) as log:
                 if self._zero_shot and self.zero_shot is None:
-                    self.zero_shot = self._evaluate("zero-shot", frozen=True).summary()
+                    self.zero_shot = self._evaluate("zero-shot", frozen=True).summary(
+                        self.config.evaluation.bootstrap
+                    )
                 with self._signals():
                     self._train(log)
                 evaluation = self._evaluate("evaluation")
@@ -616,7 +618,7 @@ class _Run:
             "training_seconds": self.seconds,
             "examples_per_second": self._speed(config.training.steps),
             "zero_shot": self.zero_shot,
-            "evaluation": evaluation.summary(),
+            "evaluation": evaluation.summary(config.evaluation.bootstrap),
             "devices": [d.device_kind for d in run.mesh.devices.flat],
             "versions": {
                 "peft_jax": __version__,

@@ -76,7 +76,7 @@ def evaluate_adapter(
             examples,
             advance,
         )
-    summary = evaluation.summary()
+    summary = evaluation.summary(config.evaluation.bootstrap)
     console.print(report.evaluation_table(summary))
     for note in evaluation.notes:
         console.print(note, markup=False, soft_wrap=True)

@@ -97,10 +97,10 @@ class MixedEvaluation:
         """What is kept of the rows: nothing is that of all tasks."""
         return {}
 
-    def summary(self) -> dict[str, Any]:
-        """The figures as JSON values; ``tasks`` has those of each."""
+    def summary(self, draws: int | None = None) -> dict[str, Any]:
+        """The figures as JSON values; ``tasks`` has those of each, with intervals."""
         name, score = self.reported
-        tasks = [part.summary() for part in self.parts]
+        tasks = [part.summary(draws) for part in self.parts]
         scores = {one["task"]: one["score"] for one in tasks}
         return {
             "task": self.task,
@@ -111,6 +111,7 @@ class MixedEvaluation:
             "score": score.median,
             "score_iqr": score.iqr,
             "score_of": "mean over tasks",
+            "interval_95": None,
             "score_per_template": scores,
             "figures": {name: dataclasses.asdict(score)},
             "figures_per_template": {task: {name: value} for task, value in scores.items()},

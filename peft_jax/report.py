@@ -140,6 +140,7 @@ def run_table(result: Mapping[str, Any]):
     rows = [
         (f"{metric}, {evaluation['score_of']} (IQR)", figures(evaluation)),
         (f"zero-shot {metric} (IQR)", figures(result.get("zero_shot"))),
+        ("95 % interval over examples", _interval(evaluation)),
         ("evaluated on", f"{evaluation['examples']:,} examples x {_templates(evaluation)}"),
         ("trained on", f"{result['training_examples']:,} examples, {result['steps']:,} steps"),
         (
@@ -168,6 +169,11 @@ def evaluation_table(summary: Mapping[str, Any]):
     )
     title = f"{summary['task']} {summary['split']}, {summary['examples']:,} examples"
     return table(title, ("template", *names), rows)
+
+
+def _interval(summary: Mapping[str, Any]) -> str:
+    interval = summary["interval_95"]
+    return "-" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"
 
 
 def _templates(evaluation: Mapping[str, Any]) -> str:

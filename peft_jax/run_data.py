@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from peft_jax.answers import find_answer
 from peft_jax.backbones import Backbone
 from peft_jax.config import DataConfig
@@ -116,10 +118,24 @@ def open_task_examples(
     else:
         examples = _tokenise(task, data, backbone, seed, training, answer, methods)
     if not training and data.evaluation_examples is not None:
-        limit = min(data.evaluation_examples, examples.num_examples)
-        examples = examples.subset(examples=slice(0, limit)).trimmed()
+        examples = _some_of(examples, data.evaluation_examples)
     examples.check_fits(backbone.config.vocab_size)
     return examples
+
+
+def _some_of(examples: Examples, limit: int) -> Examples:
+    """So many examples over the whole split, which may be sorted by class.
+
+    The first ones where examples belong to groups (MultiRC's answers to a question), which would be
+    torn apart.
+    """
+    number = examples.num_examples
+    if limit >= number:
+        return examples
+    chosen = np.linspace(0, number - 1, limit).astype(int)
+    if len(examples.keep) and "group" in examples.keep[0]:
+        chosen = np.arange(limit)
+    return examples.subset(examples=chosen.tolist()).trimmed()
 
 
 def open_choices(
