@@ -69,8 +69,9 @@ class Answers:
             return self.num_classes
         if self.scores is not None:
             return int(np.asarray(self.scores).shape[1])
-        right = [] if self.labels is None else self.labels
-        return int(max([-1, *np.asarray(self.chosen()), *np.asarray(right)])) + 1
+        chosen = self.chosen()
+        seen = chosen if self.labels is None else np.concatenate([chosen, np.asarray(self.labels)])
+        return int(seen.max(initial=-1)) + 1
 
     def kept(self, key: str) -> list[Any]:
         """``keep[key]`` of every row.
@@ -181,7 +182,7 @@ def _need(answers: Answers, field: str) -> None:
         raise InputError(f"the answers have no {field}")
 
 
-def mean_of_rows(*names: str, values: Callable[[Answers], Sequence[Any]]) -> Sums:
+def mean_of_rows(*names: str, values: Callable[[Answers], Any]) -> Sums:
     """Figures that are 100 times the mean of what each row has.
 
     Args:

@@ -123,13 +123,17 @@ def contextual_calibration(log_probabilities: np.ndarray, content_free: np.ndarr
 
 def ece(answers: Answers) -> Figures:
     """Expected calibration error over 15 bins of equal width, in percent."""
-    return {"ece": 100 * calibration_error(reliability(answers.scores, answers.labels))}
+    return {"ece": 100 * calibration_error(_table(answers, adaptive=False))}
 
 
 def ece_adaptive(answers: Answers) -> Figures:
     """Expected calibration error over 15 bins of equally many rows, in percent."""
-    table = reliability(answers.scores, answers.labels, adaptive=True)
-    return {"ece_adaptive": 100 * calibration_error(table)}
+    return {"ece_adaptive": 100 * calibration_error(_table(answers, adaptive=True))}
+
+
+def _table(answers: Answers, *, adaptive: bool) -> list[ReliabilityBin]:
+    scores, labels = np.asarray(answers.scores), np.asarray(answers.labels)
+    return reliability(scores, labels, adaptive=adaptive)
 
 
 METRICS = (

@@ -60,7 +60,8 @@ def cider(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     unseen = np.log(len(texts))
 
     def vectors(counts):
-        return [{g: n * weight.get(g, unseen) for g, n in order.items()} for order in counts]
+        weighted = [{g: n * weight.get(g, unseen) for g, n in order.items()} for order in counts]
+        return [(order, np.sqrt(sum(v * v for v in order.values()))) for order in weighted]
 
     scores = []
     for text, row in zip(texts, grams, strict=True):
@@ -75,11 +76,11 @@ def _grams(text: str) -> list[Counter[tuple[str, ...]]]:
     return count(text.split(), ORDER)
 
 
-def _similarity(mine: list[dict], other: list[dict], difference: int) -> float:
+def _similarity(mine: list, other: list, difference: int) -> float:
     """Mean over n of the clipped cosine, times the penalty on a difference in length."""
     cosines = []
-    for a, b in zip(mine, other, strict=True):
+    for (a, norm), (b, other_norm) in zip(mine, other, strict=True):
         product = sum(min(value, b[gram]) * b[gram] for gram, value in a.items() if gram in b)
-        norm = np.sqrt(sum(v * v for v in a.values())) * np.sqrt(sum(v * v for v in b.values()))
-        cosines.append(product / norm if norm else product)
-    return float(np.mean(cosines)) * np.exp(-(difference**2) / (2 * SIGMA**2))
+        norms = norm * other_norm
+        cosines.append(product / norms if norms else product)
+    return float(np.mean(cosines)) * float(np.exp(-(difference**2) / (2 * SIGMA**2)))

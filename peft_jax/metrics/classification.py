@@ -37,7 +37,7 @@ def macro_f1(answers: Answers) -> Figures:
 
 def macro_f1_seen(answers: Answers) -> Figures:
     """As ``macro_f1``, over the classes that occur among the labels or the predictions alone."""
-    seen = np.union1d(answers.labels, answers.chosen())
+    seen = np.union1d(np.asarray(answers.labels), answers.chosen())
     return {"macro_f1_seen": _macro_f1(answers, seen[seen >= 0])}
 
 
@@ -62,7 +62,7 @@ def multirc(answers: Answers) -> Figures:
     """F1 over all answers (F1a), and the share of questions with every answer judged right."""
     labels, chosen = np.asarray(answers.labels), answers.chosen()
     whole = [np.array_equal(labels[r], chosen[r]) for r in groups_of(answers.kept("group"))]
-    return {"f1a": _binary_f1(labels, chosen), "em": 100 * np.mean(whole)}
+    return {"f1a": _binary_f1(labels, chosen), "em": 100 * float(np.mean(whole))}
 
 
 _CLASSES = ("predicted", "labels")

@@ -90,13 +90,14 @@ def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         stderr=subprocess.DEVNULL,
         encoding="utf-8",
     ) as process:
-        assert process.stdin
-        assert process.stdout
+        given, said = process.stdin, process.stdout
+        assert given is not None
+        assert said is not None
 
         def ask(line: str) -> str:
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
+            given.write(line + "\n")
+            given.flush()
+            answer = said.readline()
             if not answer:
                 raise InputError(f"{jar.name} stopped at the line {line[:200]!r}")
             return answer.strip()
@@ -107,9 +108,9 @@ def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         ]
         ask(" ||| ".join(["EVAL", *rows]))
         for _ in rows[1:]:
-            process.stdout.readline()
-        figure = float(process.stdout.readline())
-        process.stdin.close()
+            said.readline()
+        figure = float(said.readline())
+        given.close()
     return figure
 
 

@@ -38,11 +38,11 @@ def count(tokens: Tokens, order: int) -> list[Counter[tuple[str, ...]]]:
     return [Counter(zip(*shifted[:n], strict=False)) for n in range(1, order + 1)]
 
 
-def most(references: Sequence[Tokens], order: int) -> list[Counter[tuple[str, ...]]]:
-    """How often each n-gram occurs in the reference where it occurs most, for n = 1 ... order."""
-    merged: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(order)]
-    for reference in references:
-        for total, own in zip(merged, count(reference, order), strict=True):
+def most(counts: Sequence[list[Counter[tuple[str, ...]]]]) -> list[Counter[tuple[str, ...]]]:
+    """Of some texts' counts, each n-gram's in the text where it occurs most."""
+    merged = [Counter(order) for order in counts[0]]
+    for others in counts[1:]:
+        for total, own in zip(merged, others, strict=True):
             total |= own
     return merged
 
@@ -54,7 +54,7 @@ def closest_length(length: int, lengths: Sequence[int]) -> int:
 
 def bleu_row(tokens: Tokens, references: Sequence[Tokens], reference_length: int) -> list[int]:
     """What BLEU sums over rows: matches and n-grams for n = 1 ... 4, and both lengths."""
-    own, best = count(tokens, ORDER), most(references, ORDER)
+    own, best = count(tokens, ORDER), most([count(reference, ORDER) for reference in references])
     matches = [(mine & theirs).total() for mine, theirs in zip(own, best, strict=True)]
     return [*matches, *(grams.total() for grams in own), len(tokens), reference_length]
 
@@ -74,7 +74,7 @@ def mteval_bleu(sums: np.ndarray) -> np.ndarray:
 def multi_bleu(sums: np.ndarray) -> np.ndarray:
     """BLEU in [0, 1] of sums [..., 10] as Moses' multi-bleu.perl: 0 where an order has no match."""
     matches, totals = sums[..., :ORDER], sums[..., ORDER : 2 * ORDER]
-    some = (matches > 0).all(axis=-1)
+    some = np.asarray((matches > 0).all(axis=-1))
     precision = np.where(some[..., None], matches, 1) / np.maximum(totals, 1)
     return np.where(some, _brevity(sums) * np.exp(np.log(precision).mean(axis=-1)), 0.0)
 
@@ -97,10 +97,10 @@ def nist(texts: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> flo
     hits: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(NIST_ORDER)]
     totals = np.zeros(NIST_ORDER)
     for tokens, row in zip(texts, references, strict=True):
-        for reference in row:
-            for grams in count(reference, NIST_ORDER):
-                seen.update(grams)
-        own, best = count(tokens, NIST_ORDER), most(row, NIST_ORDER)
+        counts = [count(reference, NIST_ORDER) for reference in row]
+        for order in (order for orders in counts for order in orders):
+            seen.update(order)
+        own, best = count(tokens, NIST_ORDER), most(counts)
         for n in range(NIST_ORDER):
             hits[n].update(own[n] & best[n])
             totals[n] += own[n].total()

@@ -83,15 +83,17 @@ def names_referent(prediction: str, referent: str) -> int:
     appendix B; t5's postprocessor ``wsc_simple``).
     """
 
-    def words(text: str) -> list[str]:
-        return [w for w in text.strip().lower().split(" ") if not _DETERMINERS.fullmatch(w)]
+    def cleaned(text: str) -> str:
+        words = text.strip().lower().split(" ")
+        return " ".join(word for word in words if not _DETERMINERS.fullmatch(word))
 
-    given, wanted = words(prediction), words(referent)
-    if not " ".join(given):
+    given, wanted = cleaned(prediction), cleaned(referent)
+    if not given:
         return -1
-    if any("'" in word for word in given) != any("'" in word for word in wanted):
+    if ("'" in given) != ("'" in wanted):
         return 0
-    return int(set(given) <= set(wanted) or set(wanted) <= set(given))
+    one, other = set(given.split(" ")), set(wanted.split(" "))
+    return int(one <= other or other <= one)
 
 
 def wsc(answers: Answers) -> list[bool]:
