@@ -81,6 +81,12 @@ class DataConfig:
     leave-one-out), train on all but one and evaluate on that one."""
     fold: int = 0
     """Which part is held out, 0 to folds - 1."""
+    templates_drawn: Literal["random", "all"] = "random"
+    """An epoch has each example once, under a template drawn at random (T-Few), or under each of
+    its templates."""
+    pack: bool = False
+    """Written answers: several texts stand in one row, apart by segment ids, so that short ones do
+    not pay for the longest."""
     mixing: Literal["examples", "equal"] | None = None
     """How often the tasks of a mixture are drawn: in proportion to their rows, or alike; by default
     as the mixture says."""

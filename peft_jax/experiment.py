@@ -273,7 +273,10 @@ class Training:
     def restart(self, seed: int, examples: Rows) -> None:
         """Back to the state before the first step, with another seed or other examples."""
         self.examples = examples
-        self.sampler = make_sampler(examples, self.config.training.batch_size, seed)
+        data, size = self.config.data, self.config.training.batch_size
+        self.sampler = make_sampler(
+            examples, size, seed, templates=data.templates_drawn, packed=data.pack
+        )
         self.method = _informed(self, seed, examples)
         self.state = _first_state(self, seed)
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,10 +14,12 @@ from peft_jax.errors import InputError
 from peft_jax.evaluation import Evaluation, Spread, TextEvaluation, spread
 from peft_jax.examples import ChoiceExamples, FewShotSampler
 from peft_jax.mixtures import MixtureSampler
+from peft_jax.packing import pack
 from peft_jax.text_examples import TextExamples
 
 Examples = ChoiceExamples | TextExamples
 Sampler = FewShotSampler | MixtureSampler
+Templates = Literal["random", "all"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,15 +60,55 @@ def are_written(examples: Examples | MixedExamples) -> bool:
     return isinstance(parts_of(examples)[0], TextExamples)
 
 
-def make_sampler(examples: Examples | MixedExamples, batch_size: int, seed: int) -> Sampler:
+def make_sampler(
+    examples: Examples | MixedExamples,
+    batch_size: int,
+    seed: int,
+    *,
+    templates: Templates = "random",
+    packed: bool = False,
+) -> Sampler:
     """Training batches, a function of (seed, number of the batch) alone.
 
+    Args:
+      templates: "random": an epoch has every example once, under a template drawn at random; "all":
+        under each of its templates.
+      packed: several texts stand in a row, of as many tokens as the longest may have.
+
     Raises:
-      InputError: see the samplers.
+      InputError: choices are to be packed; and see the samplers.
     """
+    if packed:
+        return _packed_sampler(examples, batch_size, seed)
     if isinstance(examples, MixedExamples):
-        return MixtureSampler(examples.parts, batch_size, seed, **examples.mixing)
+        mixing = examples.mixing
+        return MixtureSampler(examples.parts, batch_size, seed, templates=templates, **mixing)
+    if templates == "all":
+        return MixtureSampler([examples], batch_size, seed, templates=templates)
     return FewShotSampler(examples, batch_size, seed)
+
+
+def _packed_sampler(
+    examples: Examples | MixedExamples, batch_size: int, seed: int
+) -> MixtureSampler:
+    texts = [part for part in parts_of(examples) if isinstance(part, TextExamples)]
+    if not texts:
+        raise InputError(
+            f"data.pack: {examples.task} ranks answer choices, each row its own; packing is for "
+            "texts that are written (--answer text)"
+        )
+    # One width for all tasks: rows of several stand in one batch.
+    width = tuple(
+        max(part.details.get(key, length) for part, length in zip(texts, lengths, strict=True))
+        for key, lengths in zip(
+            ("max_input_length", "max_target_length"),
+            zip(*(part.lengths for part in texts), strict=True),
+            strict=True,
+        )
+    )
+    rows = [pack(part, *width, seed=seed) for part in texts]
+    mixing = examples.mixing if isinstance(examples, MixedExamples) else {}
+    return MixtureSampler(rows, batch_size, seed, **mixing)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
