@@ -229,3 +229,11 @@ def test_importing_the_metrics_loads_no_heavy_library(tmp_path):
     code = f"import peft_jax.metrics, sys; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_the_page_on_metrics_names_every_metric_and_its_figures():
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text("utf-8")
+    table = page.split("|---|---|---|---|\n")[1].split("\n\n")[0]
+    for metric in METRICS.values():
+        assert f"`{metric.name}`" in table
+        assert all(figure in table for figure in metric.figures)
