@@ -153,6 +153,8 @@ class EvaluationConfig:
     """Choices are split into parts so that the decoder's work keeps within this."""
     zero_shot: bool = True
     """Also score the frozen backbone before training."""
+    metrics: tuple[str, ...] = ()
+    """Beside the task's own; docs/metrics.md lists them."""
     bootstrap: int | None = None
     """Draws of the examples for the score's 95 % interval, 0: none; by default 1,000 where the
     metric sums over rows, and none where it would be computed anew of each."""

@@ -72,7 +72,7 @@ from peft_jax.mixed_examples import (
 from peft_jax.objectives import Objective
 from peft_jax.optimizers import make_optimizer
 from peft_jax.progress import TrainingProgress, step_bar
-from peft_jax.run_data import Rows, notes_of, open_examples
+from peft_jax.run_data import Rows, notes_of, open_examples, with_metrics
 from peft_jax.text_examples import TextExamples
 from peft_jax.train import Step, TrainState, init_state, make_train_step
 
@@ -403,6 +403,7 @@ def run(
         for training in (True, False)
     )
     _check_labels(train_examples)
+    test_examples = with_metrics(test_examples, config.evaluation.metrics)
     for note in dict.fromkeys(n for e in (train_examples, test_examples) for n in notes_of(e)):
         console.print(note, markup=False, soft_wrap=True)
     training = set_up(config, backbone, train_examples)

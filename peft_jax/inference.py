@@ -29,7 +29,7 @@ from peft_jax.experiment import (
 from peft_jax.methods import merge
 from peft_jax.methods.prompt_places import marker_rows
 from peft_jax.progress import step_bar
-from peft_jax.run_data import notes_of, open_examples
+from peft_jax.run_data import notes_of, open_examples, with_metrics
 from peft_jax.scoring import score_choices, score_classes, score_labels, score_verbalizers
 from peft_jax.tokenizer import Tokenizer, check_fits, kind_of, load_tokenizer, row_ids
 from peft_jax.tree import Params
@@ -63,6 +63,7 @@ def evaluate_adapter(
         answer=config.answer,
         methods=() if method is None else method_names(method),
     )
+    examples = with_metrics(examples, config.evaluation.metrics)
     if method is not None:
         check_method(method, backbone, examples)
     for note in notes_of(examples):

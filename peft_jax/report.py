@@ -164,9 +164,10 @@ def evaluation_table(summary: Mapping[str, Any]):
         for template, figures in summary["figures_per_template"].items()
     ]
     spreads = (summary["figures"][name] for name in names)
-    rows.append(
-        (f"{summary['score_of']} (IQR)", *(f"{s['median']:.1f} ({s['iqr']:.1f})" for s in spreads))
-    )
+    medians = [f"{s['median']:.1f} ({s['iqr']:.1f})" for s in spreads]
+    rows.append((f"{summary['score_of']} (IQR)", *medians))
+    if summary["interval_95"]:
+        rows.append(("95 % interval over examples", _interval(summary), *[""] * (len(names) - 1)))
     title = f"{summary['task']} {summary['split']}, {summary['examples']:,} examples"
     return table(title, ("template", *names), rows)
 

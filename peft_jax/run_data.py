@@ -14,6 +14,7 @@ from peft_jax.backbones import Backbone
 from peft_jax.config import DataConfig
 from peft_jax.errors import InputError
 from peft_jax.examples import ChoiceExamples, vocabulary_identity
+from peft_jax.metrics import find, missing
 from peft_jax.mixed_examples import Examples, MixedExamples, mix, parts_of
 from peft_jax.text_examples import TextExamples, is_text_file
 
@@ -150,6 +151,40 @@ def open_choices(
     if not isinstance(examples, ChoiceExamples):
         raise InputError(f"task {task} has no answer choices, which this study ranks")
     return examples
+
+
+def with_metrics(rows: Rows, names: Sequence[str]) -> Rows:
+    """The same rows, evaluated with these metrics beside their tasks' own.
+
+    Raises:
+      InputError: a metric that does not exist, that cannot be had on this machine, or that reads
+        what the rows do not have; before anything is trained.
+    """
+    if isinstance(rows, MixedExamples):
+        parts = tuple(_with_metrics(part, names) for part in rows.parts)
+        return dataclasses.replace(rows, parts=parts)
+    return _with_metrics(rows, names)
+
+
+def _with_metrics(examples: Examples, names: Sequence[str]) -> Examples:
+    own = list(examples.details.get("metrics") or ("accuracy",))
+    kept = examples.keep[0] if len(examples.keep) else {}
+    written = isinstance(examples, TextExamples)
+    for name in names:
+        metric = find(name)
+        if reason := missing([name]):
+            raise InputError(f"evaluation.metrics: {name}: {next(iter(reason.values()))}")
+        lacking = [f for f in metric.reads if f.startswith("keep.") and f[5:] not in kept]
+        if written:
+            lacking += [field for field in metric.reads if field == "scores"]
+            classes = {"predicted", "labels"} & set(metric.reads)
+            lacking += sorted(classes) if "choices" not in kept else []
+        if lacking:
+            raise InputError(
+                f"evaluation.metrics: {name} reads {lacking[0]}, which {examples.task}'s rows lack"
+            )
+    details = examples.details | {"metrics": list(dict.fromkeys([*own, *names]))}
+    return dataclasses.replace(examples, details=details)
 
 
 def notes_of(rows: Rows) -> list[str]:

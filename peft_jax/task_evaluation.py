@@ -34,7 +34,7 @@ from peft_jax.experiment import (
 from peft_jax.methods import Method
 from peft_jax.mixed_examples import Examples
 from peft_jax.progress import step_bar
-from peft_jax.run_data import notes_of, open_task_examples
+from peft_jax.run_data import notes_of, open_task_examples, with_metrics
 from peft_jax.study import open_folder
 from peft_jax.text_examples import TextExamples
 from peft_jax.tree import Params
@@ -222,6 +222,7 @@ class _Bench:
         )
         if self.method is not None:
             check_method(self.method, self.backbone, examples)
+        examples = with_metrics(examples, self.config.evaluation.metrics)  # type: ignore[assignment]
         # Tasks of like lengths share compiled programs.
         return examples.trimmed(_PLACES)
 
