@@ -9,8 +9,9 @@ they are for the rows that `peft_jax.tasks.registry` makes, and for any that hol
     choices      [c] texts, or tokens [c, t] beside choices_pretokenized [c] texts
 
 By predictions, a text that is one of the choices is that class and any other text is class -1,
-which counts as t5's metrics count it. By scores, a row's scores are those of its choices, [C]
-log-probabilities with whatever stands behind the last choice left out::
+which counts as t5's metrics count it. By scores, each row has those of its choices, [C]
+log-probabilities with whatever stands behind the last choice left out. By choice scores, as T5X
+scores, each choice is a row of its own (`row_per_choice`) with one log-probability of its target::
 
     seqio.Task(..., postprocess_fn=postprocess, metric_fns=metric_fns(["accuracy", "f1"]))
 
@@ -28,19 +29,27 @@ import numpy as np
 
 from peft_jax.errors import InputError
 from peft_jax.metrics import Answers, Metric, find
-from peft_jax.tasks.tensorflow_data import seqio
+from peft_jax.tasks.tensorflow_data import seqio, tf
 
-By = Literal["predictions", "scores"]
+By = Literal["predictions", "scores", "choice scores"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is right for one row, as `postprocess` makes it of the row."""
+    """What is right for one row, as `postprocess` makes it of the row.
+
+    Attributes:
+        references, choices, label, keep: see the head of this file.
+        choice: which of the choices the row is, where each has its own row.
+        length: tokens of its target, EOS included.
+    """
 
     references: tuple[str, ...]
     choices: tuple[str, ...] = ()
     label: int = -1
     keep: Mapping[str, Any] = field(default_factory=dict)
+    choice: int = -1
+    length: int = 0
 
 
 def postprocess(
@@ -53,24 +62,31 @@ def postprocess(
     if not is_target:
         return _text(output).strip()
     example = example or {}
-    references = tuple(_text(text) for text in example.get("references", ()))
-    keep = json.loads(_text(example["keep"])) if "keep" in example else {}
+    choices, label = _choices(example), _number(example, "label")
+    right = choices[label] if choices and label >= 0 else _text(output).strip()
     return Target(
-        references=references or (_text(output).strip(),),
-        choices=_choices(example),
-        label=int(np.asarray(example.get("label", -1)).item()),
-        keep=keep,
+        references=tuple(_text(text) for text in example.get("references", ())) or (right,),
+        choices=choices,
+        label=label,
+        keep=json.loads(_text(example["keep"])) if "keep" in example else {},
+        choice=_number(example, "choice"),
+        length=len(example.get("targets", ())),
     )
 
 
-def metric_fns(names: Sequence[str], by: By = "predictions") -> list[Callable]:
+def metric_fns(
+    names: Sequence[str], by: By = "predictions", *, length_normalization: float = 0.0
+) -> list[Callable]:
     """One function per named metric, for seqio's ``metric_fns``.
 
     Args:
         names: see `peft_jax.metrics.METRICS`.
         by: what the model gives: "predictions" makes functions of (targets, predictions), for
             ``predict_fn``; "scores" functions of (targets, scores), for a ``score_fn`` that gives
-            each row [C] numbers.
+            each row [C] numbers; "choice scores" the same, for one that gives each choice's row
+            one number.
+        length_normalization: by choice scores, the power of a choice's length that its score is
+            divided by: 0 as T0 ranks, 1 as T-Few does.
 
     Raises InputError for an unknown name, and for a metric of scores where there are none.
     """
@@ -80,17 +96,24 @@ def metric_fns(names: Sequence[str], by: By = "predictions") -> list[Callable]:
             if "scores" in metric.reads:
                 raise InputError(f"metric {metric.name!r} reads scores: give by='scores'")
         return [_of_predictions(metric) for metric in metrics]
-    if by != "scores":
-        raise InputError(f"by is {by!r}; it is 'predictions' or 'scores'")
-    return [_of_scores(metric) for metric in metrics]
+    if by == "scores":
+        return [_of_scores(metric, answers_of_scores) for metric in metrics]
+    if by == "choice scores":
+        read = functools.partial(
+            answers_of_choice_scores, length_normalization=length_normalization
+        )
+        return [_of_scores(metric, read) for metric in metrics]
+    raise InputError(f"by is {by!r}; it is 'predictions', 'scores' or 'choice scores'")
 
 
-def metric_objs(names: Sequence[str], by: By = "predictions") -> list[type[seqio.metrics.Metric]]:
+def metric_objs(
+    names: Sequence[str], by: By = "predictions", *, length_normalization: float = 0.0
+) -> list[type[seqio.metrics.Metric]]:
     """The same as seqio's metric objects, for ``metric_objs``; `postprocess` is part of them."""
     passthrough = seqio.metrics.PassthroughLegacyMetric
     return [
         passthrough.from_metric_fn(function, postprocess_fn=postprocess)
-        for function in metric_fns(names, by)
+        for function in metric_fns(names, by, length_normalization=length_normalization)
     ]
 
 
@@ -99,12 +122,14 @@ def evaluated(
     names: Sequence[str],
     by: By = "predictions",
     features: Sequence[str] = ("inputs", "targets"),
+    *,
+    length_normalization: float = 0.0,
 ) -> seqio.Task:
     """A copy of a task, not registered, that seqio's Evaluator computes the named metrics of.
 
     Args:
-        task: such as `seqio.TaskRegistry.get` gives it.
-        names, by: as for `metric_fns`.
+        task: such as `seqio.TaskRegistry.get` gives it; by choice scores, its rows are expanded.
+        names, by, length_normalization: as for `metric_fns`.
         features: what the Evaluator's feature converter takes, which is not to be offered more;
             the rows still hold the task's other features, for the metrics.
 
@@ -115,14 +140,37 @@ def evaluated(
             f"task {task.name} has no feature {missing[0]!r}; it has "
             f"{', '.join(task.output_features)}"
         )
+    steps = [_bound(step, task.output_features) for step in task.preprocessors]
     return seqio.Task(
         task.name,
         source=task.source,
         output_features={name: task.output_features[name] for name in features},
-        preprocessors=[_bound(step, task.output_features) for step in task.preprocessors],
+        preprocessors=[*steps, row_per_choice] if by == "choice scores" else steps,
         postprocess_fn=postprocess,
-        metric_fns=metric_fns(names, by),
+        metric_fns=metric_fns(names, by, length_normalization=length_normalization),
     )
+
+
+def row_per_choice(ds: tf.data.Dataset) -> tf.data.Dataset:
+    """A seqio preprocessor: each choice a row of its own, whose target it is.
+
+    From rows with ``choices`` [c, t], short ones filled up with negative numbers, and
+    ``choices_pretokenized`` [c]. The rows of one row follow each other; ``choice`` [] tells them.
+    """
+
+    def expand(row):
+        def one(index):
+            tokens = row["choices"][index]
+            own = {
+                "targets": tokens[tokens >= 0],
+                "targets_pretokenized": row["choices_pretokenized"][index],
+                "choice": tf.cast(index, tf.int32),
+            }
+            return {key: value for key, value in row.items() if key != "choices"} | own
+
+        return tf.data.Dataset.range(tf.shape(row["choices"], tf.int64)[0]).map(one)
+
+    return ds.flat_map(expand)
 
 
 def _bound(step: Callable, features: Mapping[str, seqio.Feature]) -> Callable:
@@ -140,9 +188,9 @@ def _of_predictions(metric: Metric) -> Callable:
     return _named(function, metric)
 
 
-def _of_scores(metric: Metric) -> Callable:
+def _of_scores(metric: Metric, read: Callable[..., Answers]) -> Callable:
     def function(targets, scores):
-        return metric(answers_of_scores(targets, scores))
+        return metric(read(targets, scores))
 
     return _named(function, metric)
 
@@ -190,6 +238,29 @@ def answers_of_scores(targets: Sequence[Target], scores: Sequence[Any]) -> Answe
     )
 
 
+def answers_of_choice_scores(
+    targets: Sequence[Target], scores: Sequence[float], *, length_normalization: float = 0.0
+) -> Answers:
+    """What `peft_jax.metrics` reads, of one score for each row of `row_per_choice`.
+
+    Raises InputError for rows that are not all the choices of one row after the other.
+    """
+    firsts: list[Target] = []
+    grouped: list[list[float]] = []
+    for row, (target, score) in enumerate(zip(targets, scores, strict=True)):
+        if target.choice == 0:
+            firsts.append(target)
+            grouped.append([])
+        if not grouped or target.choice != len(grouped[-1]):
+            raise InputError(
+                f"row {row} is choice {target.choice} of its row, behind "
+                f"{len(grouped[-1]) if grouped else 0} others: rows must be in order, each choice "
+                "one (row_per_choice)"
+            )
+        grouped[-1].append(float(score) / max(target.length, 1) ** length_normalization)
+    return answers_of_scores(firsts, grouped)
+
+
 def _labels(targets: Sequence[Target]) -> dict[str, Any]:
     """Labels, where every row has one, and the number of classes."""
     labels = np.array([target.label for target in targets], np.int64)
@@ -208,6 +279,10 @@ def _choices(example: Mapping[str, Any]) -> tuple[str, ...]:
             "need seqio.preprocessors.tokenize's copy_pretokenized=True"
         )
     return tuple(_text(text) for text in texts)
+
+
+def _number(example: Mapping[str, Any], key: str) -> int:
+    return int(np.ravel(example.get(key, -1))[0])
 
 
 def _text(value: Any) -> str:

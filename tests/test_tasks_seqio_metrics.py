@@ -88,6 +88,33 @@ def test_scores_in_the_evaluator(task):
     )
 
 
+@pytest.mark.parametrize("length_normalization", [0.0, 1.0])
+def test_choice_scores_in_the_evaluator(task, length_normalization):
+    """As T5X scores: one log-probability of each row's target, each choice a row."""
+    from peft_jax.tasks.seqio_metrics import evaluated
+
+    vocabulary = task.output_features["targets"].vocabulary
+    scores = -np.random.default_rng(0).uniform(1, 5, size=(9, 2))
+    written = []
+
+    def score_fn(dataset):
+        found = []
+        for index, row in dataset.as_numpy_iterator():
+            tokens = row["decoder_target_tokens"]
+            written.append(vocabulary.decode(tokens[tokens > 1].tolist()))
+            found.append((int(index), float(scores.ravel()[index])))
+        return found
+
+    options = {"by": "choice scores", "length_normalization": length_normalization}
+    figures = evaluate(evaluated(task, ["accuracy", "ece"], **options), score_fn=score_fn)
+    assert written == list(CHOICES) * 9
+    lengths = np.array([len(vocabulary.encode(text)) + 1 for text in CHOICES])
+    ranked = scores / lengths**length_normalization
+    labels, references = rows()
+    want = compute(["accuracy", "ece"], Answers([""] * 9, references, labels=labels, scores=ranked))
+    assert figures == pytest.approx(want)
+
+
 def test_metric_objects_give_the_same(task):
     from peft_jax.tasks.seqio_metrics import metric_fns, metric_objs, postprocess
 
@@ -136,7 +163,7 @@ def test_functions_have_the_arguments_that_seqio_goes_by():
     [
         (lambda m, _: m.metric_fns(["acuracy"]), "is it one of accuracy"),
         (lambda m, _: m.metric_fns(["ece"]), "'ece' reads scores"),
-        (lambda m, _: m.metric_fns(["ece"], by="logits"), "'predictions' or 'scores'"),
+        (lambda m, _: m.metric_fns(["ece"], by="logits"), "'scores' or 'choice scores'"),
         (lambda m, t: m.evaluated(t, ["f1"], features=("inputs", "words")), "no feature 'words'"),
         (
             lambda m, _: m.postprocess("", {"choices": np.zeros((2, 3), np.int32)}, True),
@@ -145,6 +172,18 @@ def test_functions_have_the_arguments_that_seqio_goes_by():
         (
             lambda m, _: m.answers_of_scores([m.Target(("a",), ("a", "b"), 0)], [[0.5]]),
             "row 0 has 2 choices and 1 scores",
+        ),
+        (
+            lambda m, _: m.answers_of_choice_scores(
+                [m.Target(("a",), ("a", "b"), 0, choice=i) for i in (0, 0, 1)], [0.0] * 3
+            ),
+            "row 0 has 2 choices and 1 scores",
+        ),
+        (
+            lambda m, _: m.answers_of_choice_scores(
+                [m.Target(("a",), ("a", "b"), 0, choice=i) for i in (1, 0)], [0.0] * 2
+            ),
+            "row 0 is choice 1 of its row",
         ),
     ],
 )
