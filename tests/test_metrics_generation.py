@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from peft_jax.errors import InputError
 from peft_jax.metrics import METRICS, Answers, compute, java_tools, missing, ngrams
 from peft_jax.metrics.captions import rouge_l
 from peft_jax.metrics.generation import to_ascii
-from peft_jax.metrics.ptb_tokenizer import caption_tokens, treebank_tokens
+from peft_jax.metrics.ptb_tokenizer import DROPPED, caption_tokens, treebank_tokens
 
 GOLDEN = Path(__file__).parent / "golden"
 SCRIPTS = json.loads((GOLDEN / "metrics_e2e.json").read_text("utf-8"))
@@ -236,7 +235,7 @@ def read_rows(folder, number):
 )
 def test_tokens_of_real_references(shared_data, name):
     lines = [text for row in read_rows(shared_data / name, 1000) for text in row["refs"]]
-    want = [line.split(" ") for line in java_tools.stanford_tokens(lines)]
-    found = treebank_tokens([re.sub(r"\s+", " ", line) for line in lines])
+    read = java_tools.stanford_tokens(lines), [" ".join(t) for t in treebank_tokens(lines)]
+    want, found = ([[w for w in t.split(" ") if w not in DROPPED] for t in side] for side in read)
     same = sum(a == b for a, b in zip(found, want, strict=True))
-    assert same >= 0.995 * len(lines)
+    assert same >= 0.999 * len(lines)
