@@ -113,23 +113,19 @@ def open_task_examples(
             f"backbone {backbone.name!r} has no vocabulary: tokens cannot be made or compared"
         )
     prepared = data.prepared if training else data.prepared_evaluation
-    if prepared is not None:
+    if prepared is None:
+        examples = _tokenise(task, data, backbone, seed, training, answer, methods)
+    else:
         examples = load_examples(prepared, vocabulary_identity(backbone.vocabulary))
         find_answer(answer, backbone, methods, ranks=not isinstance(examples, TextExamples))
-    else:
-        examples = _tokenise(task, data, backbone, seed, training, answer, methods)
-    if not training and data.evaluation_examples is not None:
-        examples = _some_of(examples, data.evaluation_examples)
+        if not training and data.evaluation_examples is not None:
+            examples = _some_of(examples, data.evaluation_examples)
     examples.check_fits(backbone.config.vocab_size)
     return examples
 
 
 def _some_of(examples: Examples, limit: int) -> Examples:
-    """So many examples over the whole split, which may be sorted by class.
-
-    The first ones where examples belong to groups (MultiRC's answers to a question), which would be
-    torn apart.
-    """
+    """So many of a file's examples, as `peft_jax.tasks.draws.Draw` takes them of rows."""
     number = examples.num_examples
     if limit >= number:
         return examples
@@ -275,7 +271,8 @@ def _split_and_draw(
     train = data.train_split or found.definition.train_split
     held_out = not training and (data.folds is not None or data.dev_shots is not None)
     if not training and not held_out:
-        return data.evaluation_split or found.definition.evaluation_split, {}
+        split = data.evaluation_split or found.definition.evaluation_split
+        return split, {"limit": data.evaluation_examples}
     shots = found.definition.shots if data.shots is None else data.shots
     if data.folds is not None and data.shots is None:
         shots = 0  # all of the other folds
@@ -286,4 +283,7 @@ def _split_and_draw(
         "folds": data.folds,
         "fold": data.fold,
     }
-    return train, draw | ({"held_out": True, "dev_shots": data.dev_shots} if held_out else {})
+    if not held_out:
+        return train, draw
+    limit = data.evaluation_examples
+    return train, draw | {"held_out": True, "dev_shots": data.dev_shots, "limit": limit}

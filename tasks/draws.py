@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
+import numpy as np
+
 from peft_jax.errors import InputError
 from peft_jax.tasks.few_shot import draw, fold_positions, train_and_dev
 
@@ -18,6 +20,7 @@ class DrawOptions(TypedDict, total=False):
     fold: int
     dev_shots: int | None
     held_out: bool
+    limit: int | None
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Draw:
         dev_shots: with ``held_out`` of a draw, how many development rows; None: as many as train.
         held_out: the rows that are not trained on: the fold, or development rows beside the draw
             (FewGLUE's, PPT's) instead of the rows that are.
+        limit: at most so many of those rows, evenly spaced over them, since a file may be sorted by
+            class; the first ones where rows belong to groups (MultiRC's answers to a question),
+            which would be torn apart. None: all.
         split: the split that is drawn from.
 
     Raises InputError for options that cannot be meant together.
@@ -45,6 +51,7 @@ class Draw:
     fold: int = 0
     dev_shots: int | None = None
     held_out: bool = False
+    limit: int | None = None
     split: str = "train"
 
     def __post_init__(self):
@@ -57,18 +64,29 @@ class Draw:
     @property
     def draws(self) -> bool:
         """Whether anything but the whole split is asked for."""
-        return self.shots is not None or self.folds is not None
+        return any(value is not None for value in (self.shots, self.folds, self.limit))
 
-    def positions(self, labels: Sequence[int], *, per_class: bool) -> Sequence[int]:
+    def positions(
+        self, labels: Sequence[int], *, per_class: bool, grouped: bool = False
+    ) -> Sequence[int]:
         """Positions of the rows, in the order in which they were drawn.
 
         Args:
             labels: of the split's rows; all 0 where they have none.
             per_class: whether T-Few drew this dataset class by class.
+            grouped: whether rows belong to groups.
 
         Raises InputError where there are not so many rows.
         """
-        if not self.draws:
+        drawn = self._drawn(labels, per_class)
+        if self.limit is None or self.limit >= len(drawn):
+            return drawn
+        if grouped:
+            return drawn[: self.limit]
+        return [drawn[i] for i in np.linspace(0, len(drawn) - 1, self.limit).astype(int)]
+
+    def _drawn(self, labels: Sequence[int], per_class: bool) -> Sequence[int]:
+        if self.shots is None and self.folds is None:
             return range(len(labels))
         style, seed = self.few_shot_style, self.seed or 0
         if style == "tfew" and per_class:

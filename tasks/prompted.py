@@ -96,7 +96,8 @@ class PromptedTask:
         if self.draw is None or self.draw.split != split:
             return numbered
         labels = [row.get("label", 0) for _, row in numbered]
-        chosen = self.draw.positions(labels, per_class=self.dataset.per_class)
+        grouped = bool(numbered) and "group" in numbered[0][1]
+        chosen = self.draw.positions(labels, per_class=self.dataset.per_class, grouped=grouped)
         return [numbered[place] for place in chosen]
 
     def drawn(self, split: str, **options: Unpack[DrawOptions]) -> "PromptedTask":
