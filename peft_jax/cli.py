@@ -392,11 +392,15 @@ def prepare(arguments: Sequence[str]) -> None:
     given = _parse(Prepare, "prepare", arguments)
     from peft_jax.answers import find_answer
     from peft_jax.backbones import backbone_outline
+    from peft_jax.run_data import DENOISING
     from peft_jax.tasks.options import open_task
     from peft_jax.tasks.prepare import prepare as write
 
     if given.to == "seqio":
         _prepare_seqio(given)
+        return
+    if given.task in DENOISING:
+        _prepare_text(given)
         return
     options = dataclasses.asdict(given)
     del options["to"]
@@ -436,6 +440,28 @@ def prepare(arguments: Sequence[str]) -> None:
         pad_id=config.pad_id,
         progress=True,
     )
+    _tell_prepared(given.output, examples)
+
+
+def _prepare_text(given: Prepare) -> None:
+    from peft_jax.backbones import backbone_outline
+    from peft_jax.tasks.denoising import folder_examples
+
+    if given.output.exists() and not given.overwrite:
+        raise InputError(f"{given.output} exists: give another --output, or --overwrite")
+    backbone = backbone_outline(given.backbone)
+    examples = folder_examples(
+        given.task,
+        given.split,
+        directory=given.directory,
+        backbone_vocabulary_path=backbone.vocabulary,
+        inputs_length=given.max_input_length or 512,
+        seed=given.seed or 0,
+        kind=backbone.config.kind,
+        pad_id=backbone.config.pad_id,
+        start_id=backbone.config.decoder_start_id,
+    )
+    examples.save(given.output)
     _tell_prepared(given.output, examples)
 
 

@@ -19,6 +19,8 @@ from peft_jax.mixed_examples import Examples, MixedExamples, mix, parts_of
 from peft_jax.text_examples import TextExamples, is_text_file
 
 EMBEDDED = "embedded_"
+DENOISING = ("span_corruption", "prefix_lm")
+"""Tasks that are made of plain text: `peft_jax.tasks.denoising`."""
 Rows = Examples | MixedExamples
 
 
@@ -218,6 +220,8 @@ def _tokenise(
     answer: str,
     methods: Sequence[str],
 ) -> Examples:
+    if task in DENOISING:
+        return _denoised(task, data, backbone, seed, training, answer, methods)
     # These import TensorFlow, which takes seconds and which a prepared file does without.
     from peft_jax.tasks import encoders, prepare
     from peft_jax.tasks.prompted import find_rows, find_task
@@ -258,6 +262,35 @@ def _tokenise(
         options["one_token"] = answer == "verbalizer"
         make = encoders.verbalizer_examples
     return make(task, split, **options)
+
+
+def _denoised(
+    task: str,
+    data: DataConfig,
+    backbone: Backbone,
+    seed: int,
+    training: bool,
+    answer: str,
+    methods: Sequence[str],
+) -> TextExamples:
+    """Plain text with parts to be written (`peft_jax.tasks.denoising`)."""
+    from peft_jax.tasks.denoising import folder_examples
+
+    find_answer(answer, backbone, methods, ranks=False)
+    assert backbone.vocabulary is not None
+    examples = folder_examples(
+        task,
+        (data.train_split or "train") if training else (data.evaluation_split or "validation"),
+        directory=data.directory,
+        backbone_vocabulary_path=backbone.vocabulary,
+        inputs_length=data.max_input_length or 512,
+        seed=seed if data.few_shot_seed is None else data.few_shot_seed,
+        kind=backbone.config.kind,
+        pad_id=backbone.config.pad_id,
+        start_id=backbone.config.decoder_start_id,
+    )
+    limit = data.evaluation_examples
+    return examples if training or limit is None else _some_of(examples, limit)  # type: ignore[return-value]
 
 
 def _split_and_draw(

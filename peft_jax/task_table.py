@@ -154,7 +154,7 @@ def _splits(task: TaskDefinition) -> str:
 
 def _prompts(task: TaskDefinition) -> str:
     if task.formats is not None:
-        return str(len(task.formats))
+        return str(len(task.formats) or "-")
     if task.templates is not None:
         return f"{len(task.templates)} of promptsource"
     return "promptsource"

@@ -25,6 +25,7 @@ MODULES: tuple[str, ...] = (
     "table_to_text",
     "summarization",
     "generation",
+    "denoising",
     "ppt",
     "underspecified",
     "t0_table",

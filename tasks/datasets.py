@@ -8,11 +8,25 @@ choices follow (cb: entailment, contradiction, neutral).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from peft_jax.errors import InputError
 from peft_jax.tasks.held_out import HeldOut
 
 Expand = Callable[[dict], list[dict]]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Files of a form of their own: the challenge's XML, or plain text.
+
+    Attributes:
+        splits: the splits that a folder holds in that form; none for another folder.
+        read: (folder, split) -> its rows.
+    """
+
+    splits: Callable[[Path], tuple[str, ...]]
+    read: Callable[[Path, str], list[dict]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,8 @@ class Dataset:
         splits: our split -> the source's, where they are called otherwise (anli: train_r1).
         expand: what makes one row of a file into the rows that it holds (MultiRC nests questions
             and answers in a passage), before anything is checked; None: each is one.
+        published: how files are read that hold no rows as such, before any others; None: there are
+            no such files.
         sizes: published numbers of rows, by the source's splits.
         download: where the files are had, in one line.
         held_out: the part of train that stands for validation where there is no file for it; None:
@@ -58,6 +74,7 @@ class Dataset:
     named_labels: bool = False
     splits: Mapping[str, str] = field(default_factory=dict)
     expand: Expand | None = None
+    published: Published | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     download: str = ""
     held_out: HeldOut | None = None

@@ -13,23 +13,21 @@ Where t5 draws with TensorFlow's seeds they take a numpy generator: `example_rng
 seed and an example's index, so that an example is a function of both. In t5 a text longer than
 65,536 tokens gives one chunk of them in an epoch; here it is used whole.
 
-For seqio's pipelines see `peft_jax.tasks.pretraining`. `write` makes files of prepared examples,
-and so does::
+For seqio's pipelines see `peft_jax.tasks.pretraining`; our own runs read a folder of text::
 
-    python -m peft_jax.tasks.denoising span_corruption TEXT_FOLDER BACKBONE OUTPUT_FOLDER
-    peft-jax train --task span_corruption --data.prepared OUTPUT_FOLDER/train.safetensors \\
-        --data.prepared-evaluation OUTPUT_FOLDER/validation.safetensors ...
+    peft-jax train --task span_corruption --data.directory TEXT_FOLDER ...
+    peft-jax prepare --task prefix_lm --directory TEXT_FOLDER --output train.safetensors
 """
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
 from peft_jax.errors import InputError
+from peft_jax.tasks.catalogue import TaskDefinition
+from peft_jax.tasks.datasets import Dataset
 from peft_jax.tasks.documents import read_documents
 from peft_jax.text_examples import TextExamples, TextKind, TextRow
 from peft_jax.tokenizer import Tokenizer, load_tokenizer
@@ -215,7 +213,7 @@ def token_chunks(
 # Examples
 # --------------------------------------------------------------------------------------------
 def pretraining_examples(
-    objective: Objective,
+    objective: str,
     documents: Iterable[str],
     tokenizer: Tokenizer,
     *,
@@ -296,74 +294,68 @@ def sentinel_count(tokenizer: Tokenizer) -> int:
     return SENTINELS
 
 
-# --------------------------------------------------------------------------------------------
-# Files
-# --------------------------------------------------------------------------------------------
-def write(
-    objective: Objective,
-    folder: str | os.PathLike,
-    backbone: str,
-    output: str | os.PathLike,
+def folder_examples(
+    objective: str,
+    split: str,
     *,
+    directory: str | os.PathLike | None,
+    backbone_vocabulary_path: str | os.PathLike,
     inputs_length: int = 512,
     seed: int = 0,
     epoch: int = 0,
-) -> dict[str, int]:
-    """Writes train.safetensors and validation.safetensors, which ``--data.prepared`` takes.
+    kind: str = "encoder_decoder",
+    pad_id: int = 0,
+    start_id: int = 0,
+) -> TextExamples:
+    """`pretraining_examples` of a folder of text.
 
     Args:
-        objective, inputs_length, seed, epoch: see `pretraining_examples`.
-        folder: of text, see `read_documents`; ``seed`` is also of what is held out.
-        backbone: name or folder of the one that will be trained.
+        split: "train" or "validation", see `read_documents`; ``seed`` is also of what is held out.
+        directory: the folder.
+        backbone_vocabulary_path: the backbone's vocabulary, a Hugging Face folder or a file of it.
+        kind: of the backbone.
 
-    Returns the number of examples of each. Raises InputError as the functions named.
+    Raises InputError without a folder, for an encoder, and as the functions named.
     """
-    from peft_jax.backbones import backbone_outline
-
-    outline = backbone_outline(backbone)
-    config = outline.config
-    if outline.vocabulary is None or config.kind == "encoder":
-        raise InputError(f"backbone {backbone!r} has no vocabulary, or writes no text")
-    tokenizer = load_tokenizer(outline.vocabulary)
-    counts = {}
-    for split in ("train", "validation"):
-        examples = pretraining_examples(
-            objective,
-            read_documents(folder, split, seed=seed),
-            tokenizer,
-            inputs_length=inputs_length,
-            split=split,
-            seed=seed,
-            epoch=epoch,
-            kind="decoder" if config.kind == "decoder" else "encoder_decoder",
-            pad_id=config.pad_id,
-            start_id=config.decoder_start_id,
-        )
-        Path(output).mkdir(parents=True, exist_ok=True)
-        examples.save(Path(output) / f"{split}.safetensors")
-        counts[split] = len(examples)
-    return counts
+    if directory is None:
+        raise InputError(f"{objective} is made of text: give --data.directory with a folder of it")
+    if kind == "encoder":
+        raise InputError(f"{objective}: an encoder writes no text")
+    return pretraining_examples(
+        objective,
+        read_documents(directory, split, seed=seed),
+        load_tokenizer(backbone_vocabulary_path),
+        inputs_length=inputs_length,
+        split=split,
+        seed=seed,
+        epoch=epoch,
+        kind="decoder" if kind == "decoder" else "encoder_decoder",
+        pad_id=pad_id,
+        start_id=start_id,
+    )
 
 
-def main(arguments: list[str]) -> int:
-    """The command line: OBJECTIVE TEXT_FOLDER BACKBONE OUTPUT_FOLDER [LENGTH]."""
-    if len(arguments) not in (4, 5):
-        print(
-            "usage: python -m peft_jax.tasks.denoising OBJECTIVE TEXT_FOLDER BACKBONE "
-            "OUTPUT_FOLDER [LENGTH]",
-            file=sys.stderr,
-        )
-        return 2
-    objective, folder, backbone, output = arguments[:4]
-    length = {"inputs_length": int(arguments[4])} if arguments[4:] else {}
-    try:
-        counts = write(objective, folder, backbone, output, **length)  # type: ignore[arg-type]
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(", ".join(f"{split}: {count} examples" for split, count in counts.items()))
-    return 0
+def _offered(objective: str, about: str) -> TaskDefinition:
+    dataset = Dataset(
+        name=objective,
+        fields=("text",),
+        label_field=None,
+        download="any folder of text: .txt files, or rows with a field text",
+    )
+    return TaskDefinition(
+        objective,
+        dataset,
+        group="Pretraining",
+        formats=(),
+        metrics=("chrf",),
+        about=about,
+        max_input_length=512,
+        max_target_length=512,
+    )
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+OFFERED: tuple[TaskDefinition, ...] = (
+    _offered("span_corruption", "spans of a text that is missing them (Raffel et al. 2020)"),
+    _offered("prefix_lm", "how a text goes on (LM adaptation, Lester et al. 2021)"),
+)
+"""What `folder_examples` makes, for lists of tasks."""

@@ -16,7 +16,6 @@ made there, and a letter of an answer is the piece with the space in front.
 The pretext tasks' rows are those that `peft_jax.tasks.pretext` makes of text.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from peft_jax.tasks import pretext
@@ -60,7 +59,7 @@ def _single_sentence(row: Mapping) -> Rendered:
     return _ranked(f"{row['sentence']} {BLANK}", DEGREES, row["label"], END)
 
 
-_DOWNLOAD = "any texts: rows with a field text, or python -m peft_jax.tasks.pretext"
+_DOWNLOAD = "any folder of text: .txt files, or rows with a field text"
 
 
 def _pretext_task(
@@ -85,7 +84,7 @@ PRETEXT_TASKS = (
         "do two sentences stand side by side, in one document, or in two?",
         fields=("first", "second"),
         labels=PAIR_WORDS,
-        expand=functools.partial(pretext.rows_of_text, "ppt_next_sentence"),
+        published=pretext.published("ppt_next_sentence"),
         download=_DOWNLOAD,
     ),
     _pretext_task(
@@ -94,7 +93,7 @@ PRETEXT_TASKS = (
         "which of six sentences stands beside one?",
         length=1024,
         fields=("query", "options"),
-        expand=functools.partial(pretext.rows_of_text, "ppt_multiple_choice"),
+        published=pretext.published("ppt_multiple_choice"),
         download=_DOWNLOAD,
     ),
     _pretext_task(
@@ -112,7 +111,7 @@ PRETEXT_TASKS = (
         "which of 2 to 16 sentences stands beside one?",
         length=768,
         fields=("query", "options"),
-        expand=functools.partial(pretext.rows_of_text, "ppt_unified"),
+        published=pretext.published("ppt_unified"),
         download=_DOWNLOAD,
     ),
 )

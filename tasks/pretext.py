@@ -19,17 +19,14 @@ are in no row of training, nor in an option (`peft_jax.tasks.documents`). What d
 published code: texts are cut into sentences and not into lines only, a short one is joined to its
 neighbour instead of its document being left out, and each row draws its own other documents.
 
-The tasks read a folder of text with train.jsonl and validation.jsonl as it is. For other folders,
-large ones, other seeds and limits by tokens, `write` makes files of rows, and so does::
-
-    python -m peft_jax.tasks.pretext ppt_unified TEXT_FOLDER data/ppt_unified
+The tasks read a folder of text as it is (`published`). For other seeds, limits by tokens and texts
+that take long to read, `write` makes files of rows.
 """
 
+import contextlib
 import functools
 import json
 import random
-import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +34,9 @@ from typing import NamedTuple
 import numpy as np
 
 from peft_jax.errors import InputError
-from peft_jax.tasks.documents import documents_of, read_documents, split_sentences
+from peft_jax.tasks.datasets import Published
+from peft_jax.tasks.documents import read_documents, split_of, split_sentences
+from peft_jax.tasks.files import ending_of, read_file
 
 Cut = Callable[[str, int], str]
 """(text, limit in tokens) -> what of the text is kept."""
@@ -241,30 +240,6 @@ def pretext_rows(
     return rows
 
 
-def rows_of_text(task: str, row: Mapping) -> list[Row]:
-    """An `expand`: a row of plain text -> the task's rows of that document, drawn with seed 0.
-
-    The other documents that they need are those of its file, so that a folder of texts with a
-    train.jsonl and a validation.jsonl is a folder of each of these tasks. Rows of the task itself
-    stay as they are.
-    """
-    if "text" not in row or "label" in row:
-        return [dict(row)]
-    file = Path(re.sub(r":\d+$|, row \d+$", "", getattr(row, "where", "")))
-    return [dict(made) for made in _rows_by_text(task, file).get(row["text"], ())]
-
-
-@functools.lru_cache(maxsize=4)
-def _rows_by_text(task: str, file: Path) -> dict[str, list[Row]]:
-    documents = {text: split_sentences(text) for text in documents_of([file])}
-    kept = {text: units for text, units in documents.items() if len(units) >= FEWEST_UNITS}
-    texts, places = list(kept), _places(list(kept.values()))
-    rows: dict[str, list[Row]] = {text: [] for text in texts}
-    for row in pretext_rows(task, kept.values()):
-        rows[texts[places[row["idx"]][0]]].append(row)
-    return rows
-
-
 def _places(documents: Sequence[Units]) -> list[tuple[int, int]]:
     """(document, place in it) of every sentence: what a row's index is an index of."""
     return [(d, p) for d, units in enumerate(documents) for p in range(len(units))]
@@ -431,29 +406,26 @@ def write(
     return {split: len(rows) for split, rows in made.items()}
 
 
-READ: Mapping[str, Callable[[Path, str], list[Row]]] = {
-    task: functools.partial(read_pretext, task) for task in MAKERS
-}
-"""Task -> (folder of text, split) -> its rows, for whoever needs no files in between."""
+def published(task: str) -> Published:
+    """A folder of plain text as the rows of a task, with documents held out for validation.
+
+    Plain text is ``.txt`` files, or rows with a field ``text`` and no label.
+    """
+
+    def splits(folder: Path) -> tuple[str, ...]:
+        files = sorted(file for file in folder.iterdir() if ending_of(file) is not None)
+        if not any(_is_plain_text(file) for file in files[:1]):
+            return ()
+        others = {split_of(Path(file.name)) for file in files}
+        return ("train", "validation", *(("test",) if "test" in others else ()))
+
+    return Published(splits, functools.lru_cache(maxsize=4)(functools.partial(read_pretext, task)))
 
 
-def main(arguments: list[str]) -> int:
-    """The command line: TASK TEXT_FOLDER OUTPUT [SEED]. Returns the exit status."""
-    if len(arguments) not in (3, 4):
-        print(
-            "usage: python -m peft_jax.tasks.pretext TASK TEXT_FOLDER OUTPUT [SEED]",
-            file=sys.stderr,
-        )
-        return 2
-    task, folder, output = arguments[:3]
-    try:
-        counts = write(task, folder, output, seed=int(arguments[3]) if arguments[3:] else 0)
-    except ValueError as error:  # an InputError, or a seed that is no number
-        print(error, file=sys.stderr)
-        return 2
-    print(", ".join(f"{split}: {count} rows" for split, count in counts.items()))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _is_plain_text(file: Path) -> bool:
+    if ending_of(file) == "txt":
+        return True
+    with contextlib.suppress(InputError):
+        row = next(iter(read_file(file)), None)
+        return isinstance(row, Mapping) and "text" in row and "label" not in row
+    return False

@@ -129,7 +129,19 @@ def wanted_file(dataset: Dataset) -> str:
 def splits_of(dataset: Dataset, folder: Path) -> tuple[str, ...]:
     """Those of train, validation, test and the dataset's own splits whose files are there."""
     ours = dict.fromkeys([*SPLIT_NAMES, *dataset.splits])
-    return tuple(split for split in ours if _find_files(dataset, folder, split))
+    return tuple(
+        split
+        for split in ours
+        if _is_published(dataset, folder, split) or _find_files(dataset, folder, split)
+    )
+
+
+def _is_published(dataset: Dataset, folder: Path, split: str) -> bool:
+    return (
+        dataset.published is not None
+        and folder.is_dir()
+        and split in dataset.published.splits(folder)
+    )
 
 
 def _holds_data(dataset: Dataset, folder: Path) -> bool:
@@ -301,6 +313,10 @@ def stream_rows(
     positions = itertools.count()
     if folder is None:
         sources = {_source(dataset, split, None): _tfds_rows(dataset, split)}
+    elif dataset.published is not None and _is_published(dataset, folder, split):
+        name = _source(dataset, split, folder)
+        rows = enumerate(dataset.published.read(folder, split))
+        sources = {name: (Row(row, f"{name}, row {number}") for number, row in rows)}
     else:
         files = split_files(dataset, folder, split)
         sources = {str(file): _file_rows(dataset, file) for file in files}
@@ -311,6 +327,8 @@ def stream_rows(
 def _source(dataset: Dataset, split: str, folder: Path | None) -> str:
     if folder is None:
         return f"TFDS {dataset.tfds} ({dataset.splits.get(split, split)})"
+    if _is_published(dataset, folder, split):
+        return f"{folder} ({split})"
     files = split_files(dataset, folder, split)
     return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
 
@@ -359,7 +377,7 @@ def _is_held_out(dataset: Dataset, split: str, folder: Path) -> bool:
     return (
         dataset.held_out is not None
         and split in ("train", "validation")
-        and not _find_files(dataset, folder, "validation")
+        and "validation" not in splits_of(dataset, folder)
     )
 
 

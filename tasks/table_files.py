@@ -12,20 +12,20 @@ folder holds no such file (it may hold JSONL or parquet, which need no reader of
 split has one row for each (input, reference), any other one row for each input, with all of its
 references, in the files' order.
 
-`convert` writes them as the JSONL files that the tasks read, and so does::
-
-    python -m peft_jax.tasks.table_files web_nlg PUBLISHED_FOLDER data/webnlg_2017
+The tasks of `peft_jax.tasks.table_to_text` read such folders themselves (`published`).
 """
 
+import contextlib
 import csv
+import functools
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from peft_jax.errors import InputError
+from peft_jax.tasks.datasets import Published
 
 SEEN_CATEGORIES = (
     "Airport",
@@ -242,7 +242,7 @@ def _json(file: Path) -> Any:
 
 
 # --------------------------------------------------------------------------------------------
-# Conversion
+# As a dataset's files
 # --------------------------------------------------------------------------------------------
 READERS: Mapping[str, Callable[[Path, str], list[dict] | None]] = {
     "web_nlg": webnlg,
@@ -252,46 +252,18 @@ READERS: Mapping[str, Callable[[Path, str], list[dict] | None]] = {
 """The reader of each task's published files."""
 
 
-def convert(task: str, source: str | Path, output: str | Path) -> dict[str, int]:
-    """Writes the splits that a folder of published files holds as JSONL files.
+def published(task: str) -> Published:
+    """The published files of "web_nlg", "dart" or "e2e_nlg", as a `Dataset` reads them."""
 
-    Args:
-        task: "web_nlg", "dart" or "e2e_nlg".
-        source: the folder of the published files.
-        output: the folder to write to, made if it is not there.
+    @functools.lru_cache(maxsize=8)
+    def read(folder: Path, split: str) -> list[dict] | None:
+        return READERS[task](folder, split)
 
-    Returns the number of rows of each split written. Raises InputError for another task, and for a
-    folder with none of its files.
-    """
-    if task not in READERS:
-        raise InputError(
-            f"{task!r} is published in no form of its own; one of {', '.join(READERS)}"
-        )
-    splits = ("train", "validation", "test", *_TEST_PARTS)
-    found = {split: READERS[task](Path(source), split) for split in splits}
-    kept = {split: rows for split, rows in found.items() if rows}
-    if not kept:
-        raise InputError(f"{source} has none of the files in which {task} is published")
-    Path(output).mkdir(parents=True, exist_ok=True)
-    for split, rows in kept.items():
-        with open(Path(output) / f"{split}.jsonl", "w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    return {split: len(rows) for split, rows in kept.items()}
+    def splits(folder: Path) -> tuple[str, ...]:
+        found = []
+        for split in ("train", "validation", "test", *_TEST_PARTS):
+            with contextlib.suppress(InputError):  # rows in a file of the same name
+                found += [split] if read(folder, split) else []
+        return tuple(found)
 
-
-def main(arguments: list[str]) -> int:
-    """The command line: TASK SOURCE OUTPUT. Returns the exit status."""
-    if len(arguments) != 3:
-        print("usage: python -m peft_jax.tasks.table_files TASK SOURCE OUTPUT", file=sys.stderr)
-        return 2
-    try:
-        counts = convert(*arguments)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(", ".join(f"{split}: {count} rows" for split, count in counts.items()))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return Published(splits, lambda folder, split: read(folder, split) or [])

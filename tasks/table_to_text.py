@@ -23,7 +23,7 @@ from peft_jax.tasks.catalogue import TaskDefinition
 from peft_jax.tasks.datasets import Dataset
 from peft_jax.tasks.documents import split_of
 from peft_jax.tasks.prompts import Rendered, TextFormat
-from peft_jax.tasks.table_files import split_triple
+from peft_jax.tasks.table_files import published, split_triple
 
 Triple = Sequence[str]
 """Subject, property, object."""
@@ -158,8 +158,9 @@ E2E = Dataset(
     folder="e2e_nlg",
     templates="e2e_nlg_cleaned",
     expand=e2e_rows,
+    published=published("e2e_nlg"),
     sizes={"train": 42_061, "validation": 4_672, "test": 4_693},
-    download="github.com/tuetschek/e2e-dataset, then python -m peft_jax.tasks.table_files e2e_nlg",
+    download="github.com/tuetschek/e2e-dataset",
 )
 WEBNLG = Dataset(
     name="web_nlg",
@@ -169,9 +170,9 @@ WEBNLG = Dataset(
     hub="web_nlg/webnlg_challenge_2017",
     folder="webnlg_2017",
     expand=webnlg_rows,
+    published=published("web_nlg"),
     sizes={"train": 6_940, "validation": 872, "test": 1_862},
-    download="gitlab.com/shimorina/webnlg-dataset: webnlg_challenge_2017, "
-    "then python -m peft_jax.tasks.table_files web_nlg",
+    download="gitlab.com/shimorina/webnlg-dataset: webnlg_challenge_2017",
 )
 DART = Dataset(
     name="dart",
@@ -181,9 +182,9 @@ DART = Dataset(
     hub="dart",
     folder="dart",
     expand=dart_rows,
+    published=published("dart"),
     sizes={"train": 30_526, "validation": 2_768, "test": 5_097},
-    download="github.com/Yale-LILY/dart: dart-v1.1.1-full-{train,dev,test}.json, "
-    "then python -m peft_jax.tasks.table_files dart",
+    download="github.com/Yale-LILY/dart: dart-v1.1.1-full-{train,dev,test}.json",
 )
 
 PREFIX_TUNING_DECODING = {"beams": 5, "min_length": 5, "max_length": 100}

@@ -224,38 +224,42 @@ def test_few_shot_texts_are_the_published_codes(name, form):
 # Files
 # --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("task", sorted(pretext.MAKERS))
-def test_written_files_are_the_task(task, tmp_path, capsys):
+def test_written_files_are_the_task(task, tmp_path):
     text = tmp_path / "text"
     text.mkdir()
     lines = [json.dumps({"text": "\n".join(units)}) + "\n" for units in DOCUMENTS]
     (text / "all.jsonl").write_text("".join(lines), encoding="utf-8")
-    assert pretext.main([task, str(text), str(tmp_path / task)]) == 0
+    counts = pretext.write(task, text, tmp_path / task)
     found = find_task(task, directory=tmp_path)
     rows = {split: found.prompted(split) for split in ("train", "validation")}
-    told = capsys.readouterr().out.strip()
-    assert told == ", ".join(f"{split}: {len(made)} rows" for split, made in rows.items())
+    assert counts == {split: len(made) for split, made in rows.items()}
     assert all(row.target == row.choices[row.label] for made in rows.values() for row in made)
-    direct = pretext.READ[task](text, "train")
-    assert [row["idx"] for row in direct] == [row.pop("idx") for _, row in found.rows("train")]
+    direct = pretext.read_pretext(task, text, "train")
+    assert [row["idx"] for row in direct] == [row["idx"] for _, row in found.rows("train")]
     documents = {
         split: {d for row in made for d in re.findall(r"d(\d+) s", row.input)}
         for split, made in rows.items()
     }
     assert len(documents["validation"]) == 6
     assert documents["train"].isdisjoint(documents["validation"])
-    assert pretext.main([task, str(tmp_path / "none"), str(tmp_path)]) == 2
-    assert pretext.main([]) == 2
 
 
+@pytest.mark.parametrize("layout", ["splits", "one file", "a file each"])
 @pytest.mark.parametrize("task", sorted(pretext.MAKERS))
-def test_texts_themselves_are_the_task(task, tmp_path):
-    for split, documents in (("train", DOCUMENTS[:60]), ("validation", DOCUMENTS[60:])):
-        lines = [json.dumps({"text": "\n".join(units)}) + "\n" for units in documents]
-        lines.append(json.dumps({"text": "Too short."}) + "\n")
-        (tmp_path / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+def test_texts_themselves_are_the_task(task, layout, tmp_path):
+    texts = ["\n".join(units) for units in DOCUMENTS]
+    if layout == "a file each":
+        for number, text in enumerate(texts):
+            (tmp_path / f"{number:03d}.txt").write_text(text, encoding="utf-8")
+    else:
+        splits = {"train": texts[:60], "validation": texts[60:]}
+        for split, own in (splits if layout == "splits" else {"all": texts}).items():
+            lines = [json.dumps({"text": text}) + "\n" for text in [*own, "Too short."]]
+            (tmp_path / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     found = find_task(task, directory=tmp_path)
     for split in ("train", "validation"):
-        assert [row for _, row in found.rows(split)] == pretext.READ[task](tmp_path, split)
+        rows = [dict(row) for _, row in found.rows(split)]
+        assert rows == pretext.read_pretext(task, tmp_path, split)
 
 
 def test_no_text_is_in_both_splits(shared_data, tmp_path):

@@ -184,26 +184,28 @@ def test_a_decoder_goes_on_from_its_prefix(tokenizer, texts):
     assert denoising.sentinel_count(tokenizer) == 100
 
 
-def test_written_files_are_prepared_examples(tmp_path, tokenizer, texts, capsys):
+def test_a_folder_of_text_is_prepared_and_evaluated(tmp_path, tokenizer, texts, capsys):
+    from peft_jax.cli import main
     from peft_jax.text_examples import TextExamples
 
-    lines = [json.dumps({"text": text}) + "\n" for text in texts]
-    (tmp_path / "all.jsonl").write_text("".join(lines), encoding="utf-8")
-    arguments = ["span_corruption", str(tmp_path), "tiny", str(tmp_path / "out"), "32"]
-    assert denoising.main(arguments) == 0
-    told = capsys.readouterr().out.strip()
-    for split, count in (part.split(": ") for part in told.split(", ")):
-        read = TextExamples.load(tmp_path / "out" / f"{split}.safetensors", tokenizer.identity)
-        documents = read_documents(tmp_path, split)
-        made = denoising.pretraining_examples(
-            "span_corruption", documents, tokenizer, inputs_length=32
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number:03d}.txt").write_text(text, encoding="utf-8")
+    file = tmp_path / "out.safetensors"
+    command = ["prepare", "--task", "span_corruption", "--directory", str(tmp_path)]
+    command += ["--max-input-length", "32", "--output", str(file)]
+    assert main(command) == 0
+    assert main(command) == 2
+    read = TextExamples.load(file, tokenizer.identity)
+    made = denoising.pretraining_examples(
+        "span_corruption", read_documents(tmp_path, "train"), tokenizer, inputs_length=32
+    )
+    np.testing.assert_array_equal(read.targets.values, made.targets.values)
+    assert read.references[0] == made.references[0]
+    assert read.task == "span_corruption"
+    with pytest.raises(InputError, match="is made of text: give"):
+        denoising.folder_examples(
+            "prefix_lm", "train", directory=None, backbone_vocabulary_path="unread"
         )
-        assert f"{len(read)} examples" == count
-        np.testing.assert_array_equal(read.targets.values, made.targets.values)
-        assert read.references[0] == made.references[0]
-        assert read.task == "span_corruption"
-    assert denoising.main(["mlm", *arguments[1:]]) == 2
-    assert denoising.main([]) == 2
 
 
 # --------------------------------------------------------------------------------------------

@@ -117,25 +117,19 @@ def test_e2e_csv_is_grouped_by_input(tmp_path):
 
 
 def test_converted_files_make_the_same_task(tmp_path):
-    published, data = tmp_path / "published", tmp_path / "data"
-    published.mkdir()
+    data = tmp_path / "data"
+    published = data / "webnlg_2017"
+    published.mkdir(parents=True)
     for split in ("train", "dev"):
         (published / f"{split}.json").write_text(json.dumps(GOLDEN["webnlg"]), encoding="utf-8")
-    counts = table_files.convert("web_nlg", published, data / "webnlg_2017")
-    assert counts == {"train": 3, "validation": 2}
     task = find_task("web_nlg", directory=data)
     begin, end = GOLDEN["begin"], GOLDEN["end"]
     assert [f"  {row.input} {begin} {row.target} {end}" for row in task.prompted("train")] == (
         GOLDEN["prefix_tuning"]["webnlg"]
     )
     assert [len(row.references) for row in task.prompted("validation")] == [2, 2]
-    assert table_files.main(["web_nlg", str(published), str(tmp_path / "again")]) == 0
-    assert table_files.main(["e2e_nlg", str(published), str(data)]) == 2
-    assert table_files.main([]) == 2
-    with pytest.raises(InputError, match="none of the files"):
-        table_files.convert("e2e_nlg", published, data)
-    with pytest.raises(InputError, match=r"'xsum' is published .* one of web_nlg, dart, e2e_nlg"):
-        table_files.convert("xsum", published, data)
+    assert table_files.published("web_nlg").splits(published) == ("train", "validation")
+    assert table_files.published("e2e_nlg").splits(published) == ()
 
 
 def test_slots_of_e2e():
