@@ -131,7 +131,7 @@ def test_study_runs_once_and_reports(place, capsys):
         (["train", "--output", "x", "--training.steps", "0"], "training.steps is 0"),
         (["evaluate", "--adapter", "nowhere", "--backbone", "nowhere"], "nowhere"),
         (["predict", "--adapter", "nowhere", "--text", "a", "--choices", "b"], "two or more"),
-        (["prepare", "--task", "rte", "--output", "x", "--shots", "4"], "needs the seed"),
+        (["prepare", "--task", "rte", "--output", "x", "--shots", "4"], "without a few-shot seed"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(
