@@ -12,6 +12,7 @@ from peft_jax import experiment, report
 from peft_jax.config import LossConfig, from_json, to_json
 from peft_jax.errors import InputError
 from tests.small_run import small_experiment
+from tests.small_task import write_task
 
 QUIET = report.quiet_console()
 
@@ -86,6 +87,44 @@ def test_a_stopped_run_resumes_to_the_same_result(
         np.testing.assert_array_equal(ours[name], theirs[name])
     predictions = [(f / "predictions.jsonl").read_text() for f in (output, whole)]
     assert predictions[0] == predictions[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", [{}, {"pack": True}, {"templates_drawn": "all"}])
+def test_a_stopped_mixture_resumes_to_the_same_result(config, data, tmp_path, monkeypatch):
+    """Two tasks whose answers are written: the data's position is that of a mixture."""
+    folder = config.data.directory.parent
+    write_task(folder / "other", train=9)
+    mixed = dataclasses.replace(
+        config,
+        task="mine+other",
+        answer="text",
+        data=dataclasses.replace(
+            config.data, directory=folder, shots=None, max_target_length=16, **data
+        ),
+    )
+    experiment.run(mixed, tmp_path / "whole", console=QUIET)
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "train_steps", StopAfter(7, signal.SIGTERM))
+        with pytest.raises(experiment.Interrupted):
+            experiment.run(mixed, tmp_path / "out", console=QUIET)
+    result = experiment.run(mixed, tmp_path / "out", resume=True, console=QUIET)
+    ours, theirs = (load_file(tmp_path / f / "adapter.safetensors") for f in ("out", "whole"))
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    assert set(result["evaluation"]["score_per_template"]) == {"mine", "other"}
+    assert result["training_examples"] == 21
+
+
+@pytest.mark.slow
+def test_folds_train_on_what_they_do_not_evaluate(config, tmp_path):
+    folds = dataclasses.replace(config.data, shots=None, folds=3, fold=1)
+    result = experiment.run(
+        dataclasses.replace(config, data=folds), tmp_path / "out", console=QUIET
+    )
+    assert result["training_examples"] == 8
+    assert result["evaluation"]["examples"] == 4
+    assert result["evaluation"]["split"] == "train"
 
 
 @pytest.mark.slow
