@@ -4,6 +4,7 @@ Texts are read with `peft_jax.tokenizer`, whose tokens are those of seqio's voca
 seqio is needed.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Unpack
@@ -32,8 +33,9 @@ def text_examples(
 ) -> TextExamples:
     """Tokenises a split of a task for a model that writes the answers.
 
-    A task with answer choices is one too: the right choice is the target, and the texts of all
-    choices are kept, so that what is written can be told to be one of them.
+    A task with answer choices is one too: the right choice is the target, and all choices are kept
+    as the vocabulary spells them (one in lower case has no "Yes"), so that what is written can be
+    told to be one of them.
 
     Args:
         task, split, multiple, kind, pad_id, progress, options: see
@@ -87,6 +89,7 @@ def _tokens(
 ) -> Iterator[TextRow]:
     limits = details["max_input_length"], details["max_target_length"]
     encode = _encoder(tokenizer, kind, *limits)
+    spelled = functools.cache(lambda text: tokenizer.decode(tokenizer.encode(text)).strip())
     for row in rows:
         inputs, targets, cut = encode(row.input, row.target)
         details["cut_targets"] += cut
@@ -97,7 +100,9 @@ def _tokens(
             )
         keep = dict(row.keep)
         if row.choices:
-            keep |= {"choices": list(row.choices), "label": row.label}
+            written = [spelled(choice) for choice in row.choices]
+            distinct = len(set(written)) == len(written)
+            keep |= {"choices": written if distinct else list(row.choices), "label": row.label}
         yield TextRow(inputs, targets, row.example, row.template, row.label, row.references, keep)
 
 

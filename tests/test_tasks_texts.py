@@ -84,6 +84,20 @@ def test_choices_are_kept_beside_the_text_of_the_right_one(tmp_path, vocabulary)
     assert made.num_templates == 3
 
 
+def test_choices_are_spelled_as_the_vocabulary_writes_them():
+    """The embedded vocabulary is in lower case: "Yes" is never written."""
+    from peft_jax.backbones import load_backbone
+
+    vocabulary = load_backbone("tiny").vocabulary
+    made = text_examples("embedded_complaint", "validation", backbone_vocabulary_path=vocabulary)
+    tokenizer = load_tokenizer(vocabulary)
+    assert ("Yes",) in list(made.references[:5])
+    for row in range(10):
+        keep = made.keep[row]
+        text = tokenizer.decode(made.targets[row][:-1].tolist())
+        assert keep["choices"][keep["label"]] == text == text.lower()
+
+
 def test_folds_and_development_rows_are_disjoint(folder, vocabulary):
     def ids(**draw):
         made = text_examples(
