@@ -22,8 +22,9 @@ from peft_jax.errors import InputError
 from peft_jax.examples import ChoiceExamples, evaluation_batches
 from peft_jax.methods.base import Method
 from peft_jax.methods.merging import merge
-from peft_jax.metrics import Answers, Figures, Metric, compute, find
-from peft_jax.metrics.intervals import Sums, bootstrap
+from peft_jax.metrics import Answers, Figures, compute, find
+from peft_jax.metrics.base import Sums
+from peft_jax.metrics.intervals import bootstrap_median
 from peft_jax.text_examples import TextExamples, text_batches
 from peft_jax.tokenizer import load_tokenizer
 from peft_jax.transformer import Batch
@@ -97,9 +98,9 @@ class _Measured:
         return next(iter(self.figures.items()))
 
     def interval(self, draws: int | None = None) -> list[float] | None:
-        """The 95 % bootstrap interval of the reported figure over all rows, [low, high].
+        """The 95 % bootstrap interval of the median that :attr:`reported` has, [low, high].
 
-        Rows of one example are drawn together, whatever their templates.
+        What is drawn are examples, under all of their templates at once.
 
         Args:
           draws: of the examples; None: 1,000 where the metric sums over rows, which takes
@@ -107,20 +108,20 @@ class _Measured:
 
         Returns None without draws.
         """
-        name, _ = self.reported
         metric = find((self.examples.details.get("metrics") or ("accuracy",))[0])
         if draws is None:
             draws = _DRAWS if isinstance(metric.function, Sums) else 0
         if not draws:
             return None
-        found = bootstrap(metric, self.answers, draws=draws, clusters=self._clusters(metric))
-        return [found[name].low, found[name].high]
-
-    def _clusters(self, metric: Metric) -> list[Any]:
-        """What is drawn together: an example's rows; of a metric of groups, a group's."""
+        keys = np.asarray(self.examples.example).tolist()
         if "keep.group" in metric.reads:
-            return self.answers.kept("group")
-        return np.asarray(self.examples.example).tolist()
+            keys = [str(group) for group in self.answers.kept("group")]
+        template, answers = np.asarray(self.examples.template), self.answers
+        parts = [np.flatnonzero(template == index) for index in np.unique(template)]
+        clusters = [[keys[row] for row in rows] for rows in parts]
+        return list(
+            bootstrap_median(metric, [answers.select(r) for r in parts], clusters, draws=draws)
+        )
 
     def summary(self, draws: int | None = None) -> dict[str, Any]:
         """The figures as JSON values; ``draws`` as for :meth:`interval`."""

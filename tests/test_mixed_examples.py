@@ -8,6 +8,7 @@ import pytest
 from peft_jax.errors import InputError
 from peft_jax.evaluation import Evaluation, TextEvaluation
 from peft_jax.examples import ChoiceExamples, FewShotSampler
+from peft_jax.metrics.intervals import bootstrap
 from peft_jax.mixed_examples import MixedEvaluation, are_written, make_sampler, mix, parts_of
 from peft_jax.mixtures import MixtureSampler
 from peft_jax.run_data import with_metrics
@@ -73,14 +74,19 @@ def test_the_mean_over_tasks_is_reported_and_each_is_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
 
 
-def test_the_interval_holds_the_score_and_draws_examples_whole():
+def test_the_interval_is_of_the_median_that_is_reported():
     ranked = scored(choices("one", 40), 60)
     low, high = ranked.interval()
-    assert low < 100 * ranked.correct.mean() < high
-    # Both rows of an example are right or wrong together, so that the rows say less than they seem.
-    assert high - low > 2 * 1.96 * 100 * np.sqrt(0.75 * 0.25 / 80)
+    assert low < ranked.reported[1].median < high
+    # 30 of 40 examples are right under both templates, so that the two say what one says.
+    deviation = 100 * np.sqrt(0.75 * 0.25 / 40)
+    assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
     assert ranked.interval(0) is None
     assert ranked.summary()["interval_95"] == [low, high]
+    one_template = ranked.examples.subset(templates=["a"])
+    alone = Evaluation(one_template, ranked.scores[ranked.examples.template == 0])
+    expected = bootstrap("accuracy", alone.answers)["accuracy"]
+    assert alone.interval() == pytest.approx([expected.low, expected.high], abs=2.6)
 
 
 def test_texts_of_classes_are_classes():
@@ -143,3 +149,10 @@ def test_metrics_stand_behind_the_tasks_own():
     assert list(scored(made, 6).figures) == ["accuracy", "ece"]
     both = with_metrics(mix("m", [choices("one"), choices("two")]), ["f1"])
     assert all(part.details["metrics"] == ["accuracy", "f1"] for part in both.parts)
+
+
+def test_a_metric_that_does_not_sum_has_an_interval_where_one_is_asked_for():
+    ranked = scored(choices("one", 30, metrics=["macro_f1"]), 50)
+    assert ranked.interval() is None
+    low, high = ranked.interval(60)
+    assert 0 <= low < ranked.reported[1].median < high <= 100

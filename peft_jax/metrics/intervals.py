@@ -135,6 +135,42 @@ def paired_bootstrap(
     return differences
 
 
+def bootstrap_median(
+    metric: str | Metric,
+    parts: Sequence[Answers],
+    clusters: Sequence[Sequence[Hashable]],
+    *,
+    draws: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The percentile interval of the median, over several parts, of a metric's reported figure.
+
+    Such as the same examples under several templates, whose median papers report: what is drawn is
+    drawn for all parts at once.
+
+    Args:
+      parts: the answers of each.
+      clusters: for each part the keys of its rows; rows of one key are drawn together.
+
+    Returns (low, high). Raises InputError as :func:`bootstrap`.
+    """
+    metric = _checked(metric, draws, confidence, "percentile")
+    place = {key: i for i, key in enumerate(dict.fromkeys(k for own in clusters for k in own))}
+    counts = _draws(len(place), draws, seed)
+    figures = []
+    for answers, own in zip(parts, clusters, strict=True):
+        metric.check(answers)
+        groups: list[list[int]] = [[] for _ in place]
+        for row, key in enumerate(own):
+            groups[place[key]].append(row)
+        figures.append(_sampler(metric, answers, groups)(counts)[metric.figures[0]])
+    # A part none of whose rows are drawn has no figure.
+    medians = np.nanmedian(np.asarray(figures, np.float64), axis=0)
+    low, high = np.nanpercentile(medians, [50 * (1 - confidence), 50 * (1 + confidence)])
+    return float(low), float(high)
+
+
 def _checked(metric: str | Metric, draws: int, confidence: float, method: str) -> Metric:
     if draws < 1:
         raise InputError(f"draws is {draws}; it must be at least 1")
