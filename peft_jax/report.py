@@ -61,8 +61,9 @@ def draw_run(path: Path, metrics: Sequence[Mapping[str, Any]], result: Mapping[s
         "length_normalized_loss": ("L_LN", GREEN),
     }
     for name, (label, color) in parts.items():
-        # A head has one loss, and no parts.
-        if train and name in train[0]:
+        # A head has one loss, and no parts; a written answer's is L_LM itself.
+        whole = name != "loss" and all(line.get(name) == line["loss"] for line in train)
+        if train and name in train[0] and not whole:
             losses.plot(steps, [line[name] for line in train], label=label, color=color, lw=1.2)
     losses.set(title="Training loss", xlabel="step", ylabel="nats")
     losses.legend(frameon=False)
@@ -78,6 +79,7 @@ def draw_run(path: Path, metrics: Sequence[Mapping[str, Any]], result: Mapping[s
         accuracy.axhline(zero, color=ORANGE, ls="--", label="zero-shot")
     accuracy.set(title=f"{metric}, %" if metric == "accuracy" else metric, xlabel="step")
     accuracy.set_ylim(0, 102 if metric == "accuracy" else None)
+    accuracy.set_xlim(losses.get_xlim())
     accuracy.legend(frameon=False, loc="lower right")
 
     _draw_templates(templates, result)
