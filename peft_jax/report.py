@@ -102,7 +102,8 @@ def _draw_templates(axis, result: Mapping[str, Any]) -> None:
     axis.set_yticks(places, [n if len(n) < 28 else n[:26] + "…" for n in names], fontsize=8)
     axis.grid(axis="x", alpha=0.25)
     metric = result["evaluation"]["metric"]
-    axis.set(title=f"{metric} under each template")
+    several = "tasks" in result["evaluation"]
+    axis.set(title="score of each task" if several else f"{metric} under each template")
     axis.set_xlim(0, 102 if metric == "accuracy" else None)
     axis.legend(frameon=False, loc="lower left")
 

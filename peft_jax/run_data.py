@@ -92,11 +92,11 @@ def _answer_of_all(tasks: Sequence[str], data: DataConfig, backbone: Backbone, a
         return answer
     from peft_jax.tasks.prompted import find_task
 
-    found = (
-        find_task(task) if task.startswith(EMBEDDED) else find_task(task, directory=data.directory)
-        for task in tasks
-    )
-    return "auto" if all(task.ranks for task in found) else "text"
+    def ranks(task: str) -> bool:
+        directory = None if task.startswith(EMBEDDED) else data.directory
+        return task not in DENOISING and find_task(task, directory=directory).ranks
+
+    return "auto" if all(map(ranks, tasks)) else "text"
 
 
 def open_task_examples(

@@ -124,7 +124,16 @@ def definitions() -> dict[str, TaskDefinition]:
 @functools.cache
 def mixtures() -> dict[str, MixtureDefinition]:
     """Every mixture, by name."""
-    return _by_name([mixture for module in _modules() for mixture in _of(module, "MIXTURES")])
+    from peft_jax.tasks.embedded import TASKS
+
+    embedded = MixtureDefinition(
+        "embedded_train",
+        tuple(f"embedded_{key}" for key, task in TASKS.items() if not task.held_out),
+        rate="equal",
+        about="the embedded tasks that the embedded backbone was trained on",
+    )
+    others = (mixture for module in _modules() for mixture in _of(module, "MIXTURES"))
+    return _by_name([embedded, *others])
 
 
 def find_definition(name: str, directory: str | Path | None = None) -> TaskDefinition | None:
