@@ -105,7 +105,7 @@ def _draw_templates(axis, result: Mapping[str, Any]) -> None:
     several = "tasks" in result["evaluation"]
     axis.set(title="score of each task" if several else f"{metric} under each template")
     axis.set_xlim(0, 102 if metric == "accuracy" else None)
-    axis.legend(frameon=False, loc="lower left")
+    axis.legend(frameon=False, loc="best")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]):
