@@ -72,6 +72,10 @@ def _open_mixture(
     if data.prepared is not None or data.prepared_evaluation is not None:
         raise InputError(f"{task} has several tasks, and data.prepared is a file of one")
     found = MixtureDefinition(task, tuple(task.split("+"))) if "+" in task else find_mixture(task)
+    if twice := [name for name in found.tasks if found.tasks.count(name) > 1]:
+        raise InputError(
+            f"{task}: {twice[0]} is named twice; --data.mixing says how often it is drawn"
+        )
     if data.shots is None:
         data = dataclasses.replace(data, shots=0)
     answer = _answer_of_all(found.tasks, data, backbone, answer)

@@ -155,7 +155,9 @@ def find_tasks(
             folder = find_folder(dataset, directory)
         except InputError:
             folder = None
-        if folder and definition.evaluation_split in splits_of(dataset, folder):
+        # Files in the directory itself are of the dataset that it is called after, not of all.
+        own = folder != Path(directory) or folder.name in (dataset.folder, dataset.name)
+        if folder and own and definition.evaluation_split in splits_of(dataset, folder):
             present[definition.name] = definition.group
             continue
         line = dataset.download or wanted_file(dataset)

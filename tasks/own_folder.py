@@ -63,8 +63,19 @@ def first_file(dataset: Dataset, folder: Path) -> Path:
 
 
 def good_rows(file: Path) -> Iterator[Row]:
-    """The rows of a file that can be read; what is wrong with others is told when they are used."""
-    return (row for row in read_file(file) if not isinstance(row, BadRow))
+    """The rows of a file that can be read; what is wrong with others is told when they are used.
+
+    Raises the first row's BadRow where none can be read.
+    """
+    first_bad, any_good = None, False
+    for row in read_file(file):
+        if isinstance(row, BadRow):
+            first_bad = first_bad or row
+        else:
+            any_good = True
+            yield row
+    if first_bad is not None and not any_good:
+        raise first_bad
 
 
 def label_names(folder: Path) -> tuple[str, ...] | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Unpack
 
 from peft_jax import tree
 from peft_jax.errors import InputError
-from peft_jax.tasks.catalogue import TaskDefinition, find_definition
+from peft_jax.tasks.catalogue import TaskDefinition, find_definition, mixtures, offered
 from peft_jax.tasks.datasets import Dataset
 from peft_jax.tasks.draws import Draw, DrawOptions
 from peft_jax.tasks.own_data import own_task
@@ -278,8 +278,16 @@ def _find_definition(
         key = next(iter(given)).replace("_", "-")
         raise InputError(f"--data.{key} describes somebody's own files: give --data.directory too")
     definition = own_task(directory, name, **given) if given else find_definition(name, directory)
-    dataset, folder = find_source(name if definition is None else definition.dataset, directory)
-    return definition or TaskDefinition(name, dataset, group="own"), folder
+    if definition is not None:
+        return definition, find_source(definition.dataset, directory)[1]
+    try:
+        dataset, folder = find_source(name, directory)
+    except InputError as error:
+        known = tree.nearest(name, [*offered(), *mixtures()])
+        raise InputError(
+            f"no task is named {name!r}; {known}. As your own data: {error}"
+        ) from error
+    return TaskDefinition(name, dataset, group="own"), folder
 
 
 def ranking_templates(file: str | Path, dataset: Dataset) -> tuple[Template, ...]:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from peft_jax.errors import InputError
-from peft_jax.tasks.datasets import DATASETS, Dataset, find_dataset
+from peft_jax.tasks.datasets import Dataset, find_dataset
 from peft_jax.tasks.files import ENDINGS, class_names, ending_of, is_typed, read_file, stem_of
 from peft_jax.tasks.held_out import held_out_positions
 from peft_jax.tasks.row_report import BadRow, Row, RowReport, Source
@@ -65,9 +65,8 @@ def find_source(wanted: str | Dataset, directory: str | Path | None) -> tuple[Da
     if directory is None:
         if dataset is None:
             raise InputError(
-                f"task {wanted!r} is not known: give --data.directory with a folder that holds "
-                "train.jsonl and templates.yaml or task.yaml, or one of the known tasks "
-                + ", ".join(DATASETS)
+                "give --data.directory with a folder that holds train.jsonl and templates.yaml or "
+                "task.yaml"
             )
         if dataset.tfds is None:
             raise InputError(
@@ -290,13 +289,14 @@ def read_rows(
     if folder is None:
         # TFDS stores its files shuffled; T-Few's draws are made on the official order.
         rows.sort(key=lambda row: _place_in_order(row["idx"]))
+    skipped = "".join(f"; {line}" for line in report.lines()) if report.skipped else ""
     if not rows:
-        raise InputError(f"{source} is empty: {dataset.name} needs rows")
+        raise InputError(f"{source} is empty: {dataset.name} needs rows{skipped}")
     labels = {row["label"] for row in rows} if dataset.label_field is not None else set()
     if len(labels) == 1:
         raise InputError(
             f"{source} has one label only ({labels.pop()} in all {len(rows)} rows): nothing can be "
-            "learned or measured; give rows of at least two labels"
+            f"learned or measured; give rows of at least two labels{skipped}"
         )
     return rows
 

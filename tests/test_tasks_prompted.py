@@ -156,3 +156,18 @@ def test_embedded_tasks():
     assert set(TASKS) >= {"entailment"}
     with pytest.raises(InputError, match="no embedded task 'embedded_nothing'"):
         find_task("embedded_nothing")
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_name_that_is_no_tasks_is_told_with_the_nearest(inside, tmp_path):
+    with pytest.raises(
+        InputError, match=r"no task is named 'super_glue_boolk'; .*super_glue_boolq"
+    ):
+        find_task("super_glue_boolk", directory=tmp_path if inside else None)
+
+
+def test_a_file_without_a_good_row_says_what_is_wrong_with_the_first(tmp_path):
+    (tmp_path / "mine.csv").write_text("text,label\na,1,3\n")
+    own = {"input": "{{text}}", "choices": ("no", "yes")}
+    with pytest.raises(InputError, match=r"mine.csv:2: .*columns"):
+        find_task("mine", directory=tmp_path / "mine.csv", own=own)

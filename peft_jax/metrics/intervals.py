@@ -164,8 +164,9 @@ def bootstrap_median(
         groups: list[list[int]] = [[] for _ in place]
         for row, key in enumerate(own):
             groups[place[key]].append(row)
-        figures.append(_sampler(metric, answers, groups)(counts)[metric.figures[0]])
-    # A part none of whose rows are drawn has no figure.
+        # A part none of whose rows are drawn has no figure.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            figures.append(_sampler(metric, answers, groups)(counts)[metric.figures[0]])
     medians = np.nanmedian(np.asarray(figures, np.float64), axis=0)
     low, high = np.nanpercentile(medians, [50 * (1 - confidence), 50 * (1 + confidence)])
     return float(low), float(high)
