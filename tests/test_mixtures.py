@@ -285,6 +285,7 @@ def test_the_loss_of_a_mixed_batch_is_the_sum_of_its_tasks(tasks, objective):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), whole, summed)
 
 
+@pytest.mark.slow
 def test_each_task_trains_its_own_adapter_of_a_bank():
     backbone = pj.init_backbone(CONFIG, jax.random.key(0))
     method = pj.ia3()

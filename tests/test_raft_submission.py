@@ -36,6 +36,7 @@ def adapter(tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_batches_answer_as_single_inputs(data, adapter):
     file = write_submission(adapter, "tiny", f"raft_{TASK}", data, data / "out", batch_size=2)
     assert file == data / "out" / TASK / "predictions.csv"

@@ -44,6 +44,7 @@ def test_all_are_found_and_what_is_wanted_is_told(config):
     assert set(find_tasks(["tfew_held_out"], None)[0]) >= {"rte", "cb", "anli_r1"}
 
 
+@pytest.mark.slow
 def test_one_table_and_no_task_twice(config, tmp_path):
     names = ("super_glue_rte", "e2e_nlg", "cb")
     done = evaluate_tasks(config, names, output=tmp_path / "out", console=QUIET)

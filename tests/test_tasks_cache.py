@@ -257,6 +257,7 @@ def test_a_saved_position_is_resumed(ranking, cache, use_cached):
 # --------------------------------------------------------------------------------------------
 # Runs that stop, and what cannot be cached
 # --------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on(ranking, cache, monkeypatch):
     from peft_jax.tasks import cache as module
 
