@@ -72,6 +72,7 @@ STEPS = 10
 CONFIG = pj.Config("t5", 53, 16, 24, 2, 8, 2, 2, dropout=0.0, remat="none")
 
 
+@pytest.mark.slow
 def test_training_allots_the_ranks_compiles_once_and_leaves_constants_alone():
     """AdaLoRA beside a LoRA-FA on other targets: one program, one state, one optimiser."""
     method = pj.compose(

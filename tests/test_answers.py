@@ -100,6 +100,7 @@ def test_a_head_is_trained_in_the_adapter(folder, backbone, tmp_path):
         inference.predict_text(tmp_path / "out", str(folder / backbone), "x", ("a", "b"))
 
 
+@pytest.mark.slow
 def test_a_word_at_the_mask_needs_no_head(folder, tmp_path):
     result, (adapter, _) = run(
         folder, "bert", tmp_path, task="words", method=("ia3",), answer="verbalizer"

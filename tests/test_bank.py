@@ -58,6 +58,7 @@ def test_logits_equal_the_loop_over_tasks(family):
             oracle.assert_close(mixed[row][real], alone[row][real], 3e-6, f"task {task}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", quickly(("t5_v1_1", "bart", "gpt2", "gemma3"), ("t5_v1_1",)))
 def test_choices_and_generated_texts_equal_the_loop_over_tasks(family):
     config, backbone = FAMILIES[family], backbone_of(family)

@@ -109,6 +109,7 @@ def test_a_donated_bank_is_not_copied():
     assert not tree.get(params, "encoder/layers/attention/query/kernel").is_deleted()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", quickly(("t5_v1_1", "bart"), ("t5_v1_1",)))
 def test_the_order_of_the_inputs_is_no_matter(family):
     """A row without a prompt in front of one with: relative places are those of both."""

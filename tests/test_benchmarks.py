@@ -8,6 +8,7 @@ from benchmarks import flops, jobs, peer, peft_jax_side, report
 from tests.families import quickly
 
 
+@pytest.mark.slow
 def test_a_step_costs_two_forward_passes_and_full_fine_tuning_three():
     ratios = flops.flop_ratios("t5_v1_1_small", 1)
     assert ratios["ia3"] <= 2.05

@@ -28,6 +28,7 @@ def entries_of(family):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", quickly(("t5_v1_1", "gpt2"), ("t5_v1_1",)))
 def test_one_pass_is_the_separate_runs(family):
     backbone, entries, batch = backbone_of(family), entries_of(family), choices_of(family)

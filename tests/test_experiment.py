@@ -184,6 +184,7 @@ def test_overwrite_keeps_the_old_run_when_the_new_one_is_bad(config, whole):
     assert (whole / "result.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_the_run(config, tmp_path, monkeypatch):
     def spoil(run, until, _steps=experiment.train_steps):
         for made, metrics in _steps(run, until):

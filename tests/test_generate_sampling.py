@@ -170,6 +170,7 @@ def test_first_tokens_follow_the_model(family):
         assert p_value(counts, probabilities / probabilities.sum()) > LEAST
 
 
+@pytest.mark.slow
 def test_a_key_decides_the_texts():
     options = {"max_length": 6, "temperature": 1.5, "sequences": 2}
     one, again, other = (sampled("llama", key, **options).tokens for key in (0, 0, 1))

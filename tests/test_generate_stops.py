@@ -133,7 +133,11 @@ def test_generation_ends_with_the_token_that_completes_it(family):
     assert int(written.lengths.min()) < 6
 
 
-@pytest.mark.parametrize("decoding", [{}, {"beams": 3, "sequences": 2}], ids=str)
+@pytest.mark.parametrize(
+    "decoding",
+    [{}, pytest.param({"beams": 3, "sequences": 2}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_the_tiny_model_stops_at_a_text(decoding):
     backbone = pj.load_backbone("tiny")
     tokenizer = load_tokenizer(backbone.vocabulary)

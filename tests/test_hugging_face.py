@@ -158,7 +158,7 @@ def test_mt5_has_its_own_defaults(tmp_path):
 
 @pytest.mark.parametrize("config", [CONFIG, V1_0], ids=["v1_1", "v1_0"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_what_is_written_is_read_back(tmp_path, config, dtype, shards):
     backbone = random_backbone(config, dtype=dtype)
     limit = tree.size_in_bytes(backbone.params) // shards + 1 if shards > 1 else 2**30

@@ -68,7 +68,9 @@ def test_a_decoders_choices_follow_the_prompt(decoder, tmp_path):
         assert score == pytest.approx(expected[choice], abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
+@pytest.mark.parametrize(
+    "kind", ["decoder", pytest.param("encoder_decoder", marks=pytest.mark.slow)]
+)
 def test_an_answer_is_written_as_text(kind, decoder, tmp_path):
     folder = decoder if kind == "decoder" else write_small_backbone(tmp_path / "backbone")
     ((answer, score),) = predict_text(

@@ -47,6 +47,7 @@ def loss_of_logits(logits, choices, mask, label, **options):
     )
 
 
+@pytest.mark.slow
 def test_docstring_examples():
     assert doctest.testmod(losses).failed == 0
 
