@@ -280,6 +280,11 @@ def _find_definition(
     definition = own_task(directory, name, **given) if given else find_definition(name, directory)
     if definition is not None:
         return definition, find_source(definition.dataset, directory)[1]
+    if name in offered():
+        raise InputError(
+            f"{name} is made of the tokens of a text and has no rows of its own to show or register: "
+            "`peft-jax train`, `evaluate` and `prepare` take it, with a folder of text"
+        )
     try:
         dataset, folder = find_source(name, directory)
     except InputError as error:

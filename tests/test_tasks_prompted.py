@@ -171,3 +171,8 @@ def test_a_file_without_a_good_row_says_what_is_wrong_with_the_first(tmp_path):
     own = {"input": "{{text}}", "choices": ("no", "yes")}
     with pytest.raises(InputError, match=r"mine.csv:2: .*columns"):
         find_task("mine", directory=tmp_path / "mine.csv", own=own)
+
+
+def test_a_task_of_tokens_has_no_rows(tmp_path):
+    with pytest.raises(InputError, match="span_corruption is made of the tokens of a text"):
+        find_task("span_corruption", directory=tmp_path)
