@@ -282,8 +282,8 @@ def _find_definition(
         return definition, find_source(definition.dataset, directory)[1]
     if name in offered():
         raise InputError(
-            f"{name} is made of the tokens of a text and has no rows of its own to show or register: "
-            "`peft-jax train`, `evaluate` and `prepare` take it, with a folder of text"
+            f"{name} is made of the tokens of a text and has no rows of its own to show or "
+            "register: `peft-jax train`, `evaluate` and `prepare` take it, with a folder of text"
         )
     try:
         dataset, folder = find_source(name, directory)
