@@ -128,25 +128,41 @@ def find_tasks(
     Raises:
       InputError: there is no task of a name.
     """
-    from peft_jax.tasks import catalogue
     from peft_jax.tasks.embedded import TASKS
     from peft_jax.tasks.prompted import EMBEDDED_PREFIX
-    from peft_jax.tasks.sources import find_folder, splits_of, wanted_file
 
     if not names:
         raise InputError(f"no tasks are named; give names, or {EVERY!r}")
     embedded = {EMBEDDED_PREFIX + key: "embedded" for key in TASKS}
     if EVERY not in names:
-        found = {}
-        combined = catalogue.mixtures()
-        for name in (
-            n for one in names for n in (combined[one].tasks if one in combined else [one])
-        ):
-            definition = None if name in embedded else catalogue.find_definition(name, directory)
-            found[name] = definition.group if definition else embedded.get(name, "own")
-        return found, {}
+        return _named_tasks(names, directory, embedded), {}
     if directory is None:
         return embedded, {}
+    return _present_tasks(directory)
+
+
+def _named_tasks(
+    names: Sequence[str], directory: Path | None, embedded: dict[str, str]
+) -> dict[str, str]:
+    """Names, those of mixtures replaced by their tasks', -> groups."""
+    from peft_jax.tasks import catalogue
+    from peft_jax.tasks.prompted import find_rows
+
+    combined = catalogue.mixtures()
+    found = {}
+    for name in (n for one in names for n in (combined[one].tasks if one in combined else [one])):
+        definition = catalogue.find_definition(name, directory) or catalogue.offered().get(name)
+        if definition is None and name not in embedded:
+            find_rows(name, directory=directory)  # one's own, or it says that there is none
+        found[name] = definition.group if definition else embedded.get(name, "own")
+    return found
+
+
+def _present_tasks(directory: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The tasks whose files are in a folder -> groups, and what is wanted -> the others."""
+    from peft_jax.tasks import catalogue
+    from peft_jax.tasks.sources import find_folder, splits_of, wanted_file
+
     present: dict[str, str] = {}
     absent: dict[str, list[str]] = {}
     for definition in catalogue.known_in(directory):
@@ -160,8 +176,7 @@ def find_tasks(
         if folder and own and definition.evaluation_split in splits_of(dataset, folder):
             present[definition.name] = definition.group
             continue
-        line = dataset.download or wanted_file(dataset)
-        absent.setdefault(line, []).append(definition.name)
+        absent.setdefault(dataset.download or wanted_file(dataset), []).append(definition.name)
     if not present:
         raise InputError(
             f"--data.directory {directory} has files of no task; `peft-jax tasks --directory "

@@ -41,6 +41,10 @@ def test_all_are_found_and_what_is_wanted_is_told(config):
     assert not wanting & set(present)
     with pytest.raises(InputError, match="no tasks are named"):
         find_tasks([], None)
+    with pytest.raises(
+        InputError, match=r"no task is named 'super_glue_rt'; nearest: .*super_glue_rte"
+    ):
+        find_tasks(["super_glue_rt"], config.data.directory)
     assert set(find_tasks(["tfew_held_out"], None)[0]) >= {"rte", "cb", "anli_r1"}
 
 
