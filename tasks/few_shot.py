@@ -65,11 +65,6 @@ def draw(labels: Sequence[int], style: str, shots: int, seed: int) -> list[int]:
     return drawn
 
 
-def draw_few_shot(labels: Sequence[int], shots: int, seed: int, *, per_class: bool) -> list[int]:
-    """`draw` in one of T-Few's two styles."""
-    return draw(labels, "per_class" if per_class else "tfew", shots, seed)
-
-
 def train_and_dev(
     labels: Sequence[int], style: str, shots: int, seed: int, dev_shots: int | None = None
 ) -> tuple[list[int], list[int]]:

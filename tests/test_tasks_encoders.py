@@ -10,7 +10,7 @@ import pytest
 from peft_jax.errors import InputError
 from peft_jax.examples import ChoiceExamples, FewShotSampler
 from peft_jax.tasks.encoders import label_examples, verbalizer_examples
-from peft_jax.tasks.few_shot import draw_few_shot
+from peft_jax.tasks.few_shot import draw
 from peft_jax.tasks.prompted import find_rows
 from peft_jax.tokenizer import load_tokenizer
 from tests.golden.make_tokenizers import write_json
@@ -120,7 +120,7 @@ def test_a_decoder_reads_its_fields_as_lines(folder):
 def test_the_draw_is_that_of_the_prompts(folder):
     examples = label_examples("pairs", "train", **options(folder, "bert"), shots=4, seed=3)
     labels = [row["label"] for row in rows_of(folder)]
-    assert examples.example_ids.tolist() == draw_few_shot(labels, 4, 3, per_class=False)
+    assert examples.example_ids.tolist() == draw(labels, "tfew", 4, 3)
     assert (examples.details["shots"], examples.details["few_shot_seed"]) == (4, 3)
     assert examples.num_examples == 4
     batch = FewShotSampler(examples, 4, seed=0).batch(0)

@@ -9,7 +9,6 @@ from peft_jax.errors import InputError
 from peft_jax.tasks.few_shot import (
     STYLES,
     draw,
-    draw_few_shot,
     fold_positions,
     folds,
     train_and_dev,
@@ -32,7 +31,7 @@ def test_draws_are_the_published_ones(task, shared_data):
     rows = read_rows(dataset, "train", folder)
     labels = [row["label"] for row in rows]
     for seed, expected in published(shared_data, task):
-        drawn = [rows[i] for i in draw_few_shot(labels, dataset.shots, seed, per_class=False)]
+        drawn = [rows[i] for i in draw(labels, "tfew", dataset.shots, seed)]
         assert [row["idx"] for row in drawn] == [row["idx"] for row in expected]
         assert [row["label"] for row in drawn] == [row["label"] for row in expected]
         if task == "wsc":  # the spans as wsc.fixed repairs them
@@ -48,7 +47,7 @@ def test_per_class_draws_follow_the_published_ones(shared_data):
     """
     labels = np.repeat([0, 1], [29780, 37569])
     for seed, expected in published(shared_data, "sst2"):
-        drawn = np.array(draw_few_shot(labels.tolist(), 16, seed, per_class=True))
+        drawn = np.array(draw(labels.tolist(), "per_class", 16, seed))
         share = np.where(labels[drawn] == 0, drawn / 29780, (drawn - 29780) / 37569)
         assert labels[drawn].tolist() == [row["label"] for row in expected]
         positions = np.array([row["idx"] for row in expected]) / 67349
@@ -58,7 +57,7 @@ def test_per_class_draws_follow_the_published_ones(shared_data):
 def test_the_global_generator_is_left_alone():
     np.random.seed(5)  # noqa: NPY002  (the legacy generator is what T-Few's users seed)
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    draw_few_shot([0, 1] * 20, 8, seed=1, per_class=False)
+    draw([0, 1] * 20, "tfew", 8, seed=1)
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
@@ -74,7 +73,7 @@ def test_the_global_generator_is_left_alone():
 )
 def test_draws_that_cannot_be_made(shots, seed, per_class, words):
     with pytest.raises(InputError, match=words):
-        draw_few_shot([0] * 7 + [1] * 3, shots, seed, per_class=per_class)
+        draw([0] * 7 + [1] * 3, "per_class" if per_class else "tfew", shots, seed)
 
 
 LABELS = [0] * 40 + [1] * 13 + [2] * 7
