@@ -61,7 +61,7 @@ class _Measured:
 
     examples: Any
 
-    @property
+    @functools.cached_property
     def answers(self) -> Answers:
         """What the metrics read."""
         raise NotImplementedError
@@ -155,7 +155,7 @@ class Evaluation(_Measured):
     examples: ChoiceExamples
     scores: np.ndarray
 
-    @property
+    @functools.cached_property
     def answers(self) -> Answers:
         """The chosen classes; a choice's text is the sequence of its tokens."""
         texts = _texts_of(self.examples)
@@ -205,7 +205,7 @@ class Evaluation(_Measured):
 
     def write(self, path: Path) -> None:
         """One JSON line per row: example, template, label, prediction and every choice's score."""
-        examples = self.examples
+        examples, predictions = self.examples, self.predictions
         with open(path, "w", encoding="utf-8") as file:
             for row in range(len(examples)):
                 exists = examples.choice_mask[row]
@@ -213,7 +213,7 @@ class Evaluation(_Measured):
                     "example": int(examples.example[row]),
                     "template": examples.template_names[examples.template[row]],
                     "label": int(examples.label[row]),
-                    "prediction": int(self.predictions[row]),
+                    "prediction": int(predictions[row]),
                     "scores": [round(float(s), 6) for s in self.scores[row][exists]],
                 }
                 file.write(json.dumps(line) + "\n")
@@ -236,7 +236,7 @@ class TextEvaluation(_Measured):
     examples: TextExamples
     texts: Sequence[str]
 
-    @property
+    @functools.cached_property
     def answers(self) -> Answers:
         """The texts; of a task with classes also which of them a text is, -1 for none."""
         keep = [dict(kept) for kept in self.examples.keep]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -105,3 +105,47 @@ def rows_of_examples(example: np.ndarray) -> list[np.ndarray]:
     borders = np.flatnonzero(np.diff(example[order])) + 1
     rows = np.split(order, borders)
     return sorted(rows, key=lambda own: own[0])
+
+
+def some_of(count: int, limit: int, *, grouped: bool) -> list[int]:
+    """At most so many of ``count`` positions, evenly spaced, since data may be sorted by class.
+
+    Args:
+        grouped: rows belong to groups (MultiRC's answers to a question), which would be torn apart:
+            the first positions are taken instead.
+    """
+    if limit >= count or grouped:
+        return list(range(min(limit, count)))
+    return np.linspace(0, count - 1, limit).astype(int).tolist()
+
+
+# A shorter input length is worth compiling for from this many batches on.
+_WORTH_A_SHAPE = 8
+
+
+def length_groups(
+    lengths: np.ndarray, longest: int, batch_size: int, multiple: int = 1
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(tokens, rows in order) of at most three groups of rows, those of short inputs first.
+
+    A quarter, half and the whole of the longest input; a group too small to be worth a compiled
+    shape of its own joins the next.
+
+    Args:
+        lengths: [R] tokens of every row's input.
+        longest: places of the longest input.
+        multiple: the groups' widths are rounded up to a multiple of this.
+    """
+    done = np.zeros(len(lengths), bool)
+    for width in sorted({round_up(-(-longest // n), multiple) for n in (4, 2, 1)}):
+        waiting = (lengths <= width) & ~done
+        if width < longest and waiting.sum() < _WORTH_A_SHAPE * batch_size:
+            continue
+        if waiting.any():
+            yield width, np.flatnonzero(waiting)
+        done |= waiting
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The least multiple that is no less."""
+    return -(-length // multiple) * multiple

@@ -27,7 +27,7 @@ import numpy as np
 
 from peft_jax import markers
 from peft_jax.errors import InputError
-from peft_jax.example_rows import ExampleRows, rows_of_examples
+from peft_jax.example_rows import ExampleRows, length_groups, rows_of_examples
 from peft_jax.ragged import Ragged, Records
 
 _FORMAT = "peft_jax.choice_examples"
@@ -380,7 +380,10 @@ def evaluation_batches(examples: ChoiceExamples, batch_size: int) -> Iterator[Ba
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: at least 1 is needed")
-    for width, rows in _length_groups(examples, batch_size):
+    tokens = examples.encoder_input_tokens
+    longest = tokens.shape[1]
+    lengths = longest - np.argmax(tokens[:, ::-1] != examples.pad_id, axis=1)
+    for width, rows in length_groups(lengths, longest, batch_size):
         for start in range(0, len(rows), batch_size):
             real = rows[start : start + batch_size]
             filling = batch_size - len(real)
@@ -391,25 +394,6 @@ def evaluation_batches(examples: ChoiceExamples, batch_size: int) -> Iterator[Ba
             batch["row"] = np.concatenate([real, np.full(filling, -1)]).astype(np.int32)
             batch["weight"] = (batch["row"] >= 0).astype(np.float32)
             yield batch
-
-
-# A shorter input length is worth compiling for from this many batches on.
-_WORTH_A_SHAPE = 8
-
-
-def _length_groups(examples: ChoiceExamples, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(tokens, rows in order) for each group of `evaluation_batches`."""
-    tokens = examples.encoder_input_tokens
-    longest = tokens.shape[1]
-    lengths = longest - np.argmax(tokens[:, ::-1] != examples.pad_id, axis=1)
-    done = np.zeros(len(examples), bool)
-    for width in sorted({-(-longest // 4), -(-longest // 2), longest}):
-        waiting = (lengths <= width) & ~done
-        if width < longest and waiting.sum() < _WORTH_A_SHAPE * batch_size:
-            continue
-        if waiting.any():
-            yield width, np.flatnonzero(waiting)
-        done |= waiting
 
 
 def _first_problem(examples: ChoiceExamples) -> str | None:

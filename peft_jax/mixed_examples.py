@@ -134,11 +134,6 @@ class MixedEvaluation:
         """What the tasks' metrics have to say."""
         return tuple(dict.fromkeys(note for part in self.parts for note in part.notes))
 
-    @property
-    def details(self) -> dict[str, Any]:
-        """What is kept of the rows: nothing is that of all tasks."""
-        return {}
-
     def summary(self, draws: int | None = None) -> dict[str, Any]:
         """The figures as JSON values; ``tasks`` has those of each, with intervals."""
         name, score = self.reported

@@ -7,12 +7,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from peft_jax.answers import find_answer
 from peft_jax.backbones import Backbone
 from peft_jax.config import DataConfig
 from peft_jax.errors import InputError
+from peft_jax.example_rows import some_of
 from peft_jax.examples import ChoiceExamples, vocabulary_identity
 from peft_jax.metrics import find, missing
 from peft_jax.mixed_examples import Examples, MixedExamples, mix, parts_of
@@ -132,13 +131,11 @@ def open_task_examples(
 
 def _some_of(examples: Examples, limit: int) -> Examples:
     """So many of a file's examples, as `peft_jax.tasks.draws.Draw` takes them of rows."""
-    number = examples.num_examples
-    if limit >= number:
+    if limit >= examples.num_examples:
         return examples
-    chosen = np.linspace(0, number - 1, limit).astype(int)
-    if len(examples.keep) and "group" in examples.keep[0]:
-        chosen = np.arange(limit)
-    return examples.subset(examples=chosen.tolist()).trimmed()
+    grouped = bool(len(examples.keep)) and "group" in examples.keep[0]
+    chosen = some_of(examples.num_examples, limit, grouped=grouped)
+    return examples.subset(examples=chosen).trimmed()
 
 
 def open_choices(

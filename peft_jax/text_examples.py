@@ -28,7 +28,7 @@ import numpy as np
 
 from peft_jax import markers
 from peft_jax.errors import InputError
-from peft_jax.example_rows import ExampleRows
+from peft_jax.example_rows import ExampleRows, length_groups, round_up
 from peft_jax.ragged import Ragged, Records, Texts, encode_record
 from peft_jax.tensor_files import StoredTensor, open_with_metadata, write_tensors
 
@@ -149,8 +149,8 @@ class TextExamples(ExampleRows):
     def lengths(self) -> tuple[int, int]:
         """(S, T): the longest input's and the longest target's tokens, rounded up."""
         return (
-            _round_up(int(self.inputs.lengths.max()), self.multiple),
-            _round_up(int(self.targets.lengths.max()), self.multiple),
+            round_up(int(self.inputs.lengths.max()), self.multiple),
+            round_up(int(self.targets.lengths.max()), self.multiple),
         )
 
     @property
@@ -482,7 +482,8 @@ def text_batches(
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: at least 1 is needed")
-    for width, rows in _length_groups(examples, batch_size):
+    lengths, longest = examples.inputs.lengths, examples.lengths[0]
+    for width, rows in length_groups(lengths, longest, batch_size, examples.multiple):
         for start in range(0, len(rows), batch_size):
             real = rows[start : start + batch_size]
             filling = batch_size - len(real)
@@ -495,24 +496,6 @@ def text_batches(
             batch["row"] = np.concatenate([real, np.full(filling, -1)]).astype(np.int32)
             batch["weight"] = (batch["row"] >= 0).astype(np.float32)
             yield batch
-
-
-# A shorter input length is worth compiling for from this many batches on.
-_WORTH_A_SHAPE = 8
-
-
-def _length_groups(examples: TextExamples, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(tokens, rows in order) for each group of `text_batches`."""
-    longest, multiple = examples.lengths[0], examples.multiple
-    lengths = examples.inputs.lengths
-    done = np.zeros(len(examples), bool)
-    for width in sorted({_round_up(-(-longest // n), multiple) for n in (4, 2, 1)}):
-        waiting = (lengths <= width) & ~done
-        if width < longest and waiting.sum() < _WORTH_A_SHAPE * batch_size:
-            continue
-        if waiting.any():
-            yield width, np.flatnonzero(waiting)
-        done |= waiting
 
 
 # --------------------------------------------------------------------------------------------
@@ -667,10 +650,6 @@ def _first_problem(examples: TextExamples) -> str | None:
 def _row_lengths(tokens: Ragged, rows: np.ndarray) -> np.ndarray:
     """[B] the lengths of some rows."""
     return tokens.offsets[rows + 1] - tokens.offsets[rows]
-
-
-def _round_up(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple
 
 
 def _mapped(tensor: StoredTensor) -> np.ndarray:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-import numpy as np
-
 from peft_jax.errors import InputError
+from peft_jax.example_rows import some_of
 from peft_jax.tasks.few_shot import draw, fold_positions, train_and_dev
 
 
@@ -79,11 +78,9 @@ class Draw:
         Raises InputError where there are not so many rows.
         """
         drawn = self._drawn(labels, per_class)
-        if self.limit is None or self.limit >= len(drawn):
+        if self.limit is None:
             return drawn
-        if grouped:
-            return drawn[: self.limit]
-        return [drawn[i] for i in np.linspace(0, len(drawn) - 1, self.limit).astype(int)]
+        return [drawn[i] for i in some_of(len(drawn), self.limit, grouped=grouped)]
 
     def _drawn(self, labels: Sequence[int], per_class: bool) -> Sequence[int]:
         if self.shots is None and self.folds is None:
