@@ -390,10 +390,8 @@ def predict(arguments: Sequence[str]) -> None:
 
 def prepare(arguments: Sequence[str]) -> None:
     given = _parse(Prepare, "prepare", arguments)
-    from peft_jax.answers import find_answer
     from peft_jax.backbones import backbone_outline
-    from peft_jax.run_data import DENOISING
-    from peft_jax.tasks.options import open_task
+    from peft_jax.run_data import DENOISING, task_and_answer
     from peft_jax.tasks.prepare import prepare as write
 
     if given.to == "seqio":
@@ -414,9 +412,7 @@ def prepare(arguments: Sequence[str]) -> None:
     }
     backbone = backbone_outline(options.pop("backbone"))
     config, answer = backbone.config, options.pop("answer")
-    prompts = config.kind != "encoder" and answer in ("auto", "choices", "text")
-    found = open_task(given.task, given.split, prompts=prompts, **source)  # type: ignore[arg-type]
-    answer = find_answer(answer, backbone, ranks=found.ranks)
+    found, answer = task_and_answer(given.task, backbone, answer, **source)
     rows = {"choices": "choices", "head": "labels", "verbalizer": "verbalizers", "text": "texts"}
     # A trained verbaliser reads the mask of an encoder, elsewhere the prompt.
     kind = rows.get(answer) or ("verbalizers" if config.kind == "encoder" else "choices")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from peft_jax.answers import find_answer
+from peft_jax.answers import Answer, find_answer
 from peft_jax.backbones import Backbone
 from peft_jax.config import DataConfig
 from peft_jax.errors import InputError
@@ -212,6 +212,28 @@ def load_examples(path: str | os.PathLike, vocabulary: str | None = None) -> Exa
     return kind.load(path, vocabulary)
 
 
+def task_and_answer(
+    task: str, backbone: Backbone, answer: str, methods: Sequence[str] = (), **source: Any
+) -> tuple[Any, Answer]:
+    """The task of a name, and how a backbone answers it.
+
+    Args:
+      answer, methods: see ``answers.find_answer``.
+      source: see `peft_jax.tasks.options.TaskOptions`; templates are read only where they may
+        decide whether answers are ranked or written.
+
+    Returns a `peft_jax.tasks.prompted.PromptedTask`, and the answer.
+
+    Raises:
+      InputError: there is no such task, or the backbone cannot answer it so.
+    """
+    from peft_jax.tasks.options import open_task
+
+    prompts = backbone.config.kind != "encoder" and answer in ("auto", "choices", "text")
+    found = open_task(task, "train", prompts=prompts, **source)
+    return found, find_answer(answer, backbone, methods, ranks=found.ranks)
+
+
 def _tokenise(
     task: str,
     data: DataConfig,
@@ -225,17 +247,14 @@ def _tokenise(
         return _denoised(task, data, backbone, seed, training, answer, methods)
     # These import TensorFlow, which takes seconds and which a prepared file does without.
     from peft_jax.tasks import encoders, prepare
-    from peft_jax.tasks.prompted import find_rows, find_task
 
     source: dict[str, Any] = {} if task.startswith(EMBEDDED) else {"directory": data.directory}
     if source:
         source["own"] = {key: getattr(data, key) for key in ("input", "choices", "target", "label")}
-    found = find_rows(task, **source)
-    kind, ranks = backbone.config.kind, True
-    if kind != "encoder" and answer in ("auto", "choices", "text"):
-        found = find_task(task, **source, templates=data.templates)
-        ranks = found.ranks
-    answer = find_answer(answer, backbone, methods, ranks=ranks)
+    found, answer = task_and_answer(
+        task, backbone, answer, methods, templates=data.templates, **source
+    )
+    kind = backbone.config.kind
     if source and answer != "head":
         source["templates"] = data.templates
     split, draw = _split_and_draw(data, found, seed, training)
