@@ -125,6 +125,18 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are laid out; the batch is split over data x fsdp."""
+
+    data: int | None = None
+    """Ways that only the batch is split; by default what the others leave and the batch allows."""
+    fsdp: int | None = None
+    """Ways that the batch and the weights are split; by default as few as make the weights fit."""
+    model: int | None = None
+    """Ways that weights, heads and hidden units are split; by default as few as make them fit."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """The loop."""
 
@@ -138,7 +150,7 @@ class TrainingConfig:
     evaluate_every: int = 0
     """Evaluate this often while training; 0: only before and after."""
     devices: int | None = None
-    """Local devices to use; by default as many as divide the batch."""
+    """Devices to use; by default as many as divide the batch."""
     parallel: Literal["jit", "pmap"] = "jit"
 
 
@@ -187,6 +199,7 @@ class Experiment(MethodFields):
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     decoding: Decoding = dataclasses.field(default_factory=Decoding)
     """How texts are written for evaluation; what is not given is as the task's paper has it."""

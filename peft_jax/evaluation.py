@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from peft_jax import scoring, sharding
+from peft_jax import constraints, scoring, sharding
 from peft_jax.answers import Score
 from peft_jax.backbones.base import Backbone
 from peft_jax.decoding import Decoding, decode_texts, generate
@@ -344,15 +344,16 @@ def make_scorer(
     """
 
     def run(adapter: Params, frozen: Params, batch: Batch) -> jax.Array:
-        params = frozen if method is None else merge(frozen, method.bind(adapter))
-        return score(backbone, params, batch)
+        with constraints.on_mesh(mesh):
+            params = frozen if method is None else merge(frozen, method.bind(adapter))
+            scores = score(backbone, params, batch)
+        if mesh is None:
+            return scores
+        return jax.lax.with_sharding_constraint(scores, sharding.replicated(mesh))
 
     # Only the configuration is wanted: the closure must not hold the weights as constants.
     backbone = dataclasses.replace(backbone, params={})
-    if mesh is None:
-        return jax.jit(run)
-    replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    return jax.jit(run, in_shardings=(replicated, replicated, split), out_shardings=replicated)
+    return jax.jit(run)
 
 
 def evaluate(

@@ -1,36 +1,200 @@
-"""The mesh, and where batches and replicated trees lie on it."""
+"""The mesh, and where every array of a run lies on it.
+
+A mesh has three axes: "data" and "fsdp" split the batch, "fsdp" and "model" split the weights. One
+table says of every leaf, frozen, trained or of an optimiser, which of its dimensions are split: it
+names what a dimension counts, and a second one the axis that this is split over. Nothing else in
+the library knows an axis of the weights; no collective is written by hand.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from peft_jax import tree
+from peft_jax.architecture import Config
+from peft_jax.constraints import BATCH
 from peft_jax.errors import InputError
 
+AXES = ("data", "fsdp", "model")
 
-def make_mesh(batch_size: int | None = None, devices: int | None = None) -> Mesh:
-    """A mesh with the one axis "data" over this process's devices.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    # The end of a leaf's path, and what its last dimensions count; those in front (layers, the
+    # tasks of a bank) are never split. The first row that matches holds.
+    ("token_embedder/embedding", ("vocabulary", "width")),
+    ("lm_head/kernel", ("width", "vocabulary")),
+    ("lm_head/bias", ("vocabulary",)),
+    ("query/kernel", ("width", "heads")),
+    ("(key|value)/kernel", ("width", "kv_heads")),
+    ("attention/out/kernel", ("heads", "width")),
+    ("(wi|wi_0|wi_1)/kernel", ("width", "hidden")),
+    ("wo/kernel", ("hidden", "width")),
+    # Beside a kernel, a leaf lies as the side of the kernel that it meets. Adapters are small: they
+    # are split where their kernel computes in parts, and not to save memory.
+    ("query/(lora_b|bias|ia3|magnitude)", ("heads",)),
+    ("(key|value)/(lora_b|bias|ia3|magnitude)", ("kv_heads",)),
+    ("(wi|wi_0|wi_1)/(lora_b|bias|ia3|magnitude)", ("hidden",)),
+    ("attention/out/lora_a", ("heads", None)),
+    ("attention/out/input_scale", ("heads",)),
+    ("wo/lora_a", ("hidden", None)),
+    ("wo/input_scale", ("hidden",)),
+    ("mlp/ia3", ("hidden",)),
+    ("attention/prefix_(key|value)", ("kv_heads",)),
+)
+
+AXIS_OF = {
+    "vocabulary": "model",
+    "heads": "model",
+    "kv_heads": "model",
+    "hidden": "model",
+    "width": "fsdp",
+}
+"""What a dimension counts -> the axis of the mesh that it is split over."""
+
+
+# --------------------------------------------------------------------------------------------
+# The mesh
+# --------------------------------------------------------------------------------------------
+def make_mesh(
+    batch_size: int | None = None,
+    devices: int | Sequence[jax.Device] | None = None,
+    *,
+    data: int | None = None,
+    fsdp: int = 1,
+    model: int = 1,
+) -> Mesh:
+    """A mesh ("data", "fsdp", "model") over the devices of all processes.
 
     Args:
-      batch_size: if given, and ``devices`` is not, as many devices are used as divide it evenly.
-      devices: how many to use.
+      batch_size: rows of a batch, which "data" times "fsdp" must divide.
+      devices: how many to use, or which; by default as many as fit the other arguments.
+      data: ways that the batch is split beside ``fsdp``; by default what the others leave.
+      fsdp: ways that the batch and the weights are split.
+      model: ways that the weights, heads and hidden units are split.
 
     Raises:
       InputError: more devices than there are, or a number that does not divide the batch.
     """
-    local = jax.local_devices()
-    if devices is None:
-        fitting = [n for n in range(1, len(local) + 1) if not (batch_size or n) % n]
-        devices = fitting[-1]
-    if not 1 <= devices <= len(local):
-        raise InputError(f"devices {devices}: there are {len(local)} here")
-    if batch_size is not None and batch_size % devices:
-        raise InputError(f"a batch of {batch_size} does not divide over {devices} devices")
-    return Mesh(np.asarray(local[:devices]), ("data",))
+    found = list(jax.devices()) if devices is None or isinstance(devices, int) else list(devices)
+    wanted = devices if isinstance(devices, int) else None
+    for name, ways in (("data", data), ("fsdp", fsdp), ("model", model)):
+        if ways is not None and ways < 1:
+            raise InputError(f"mesh.{name} is {ways}; it must be at least 1")
+    if wanted is not None and not 1 <= wanted <= len(found):
+        raise InputError(f"devices {wanted}: there are {len(found)} here")
+    if data is None:
+        data = _data_ways(batch_size, wanted, len(found), fsdp, model)
+    size = data * fsdp * model
+    if size > len(found) or (wanted is not None and size != wanted):
+        have = f"devices {wanted}" if wanted is not None else f"{len(found)} devices here"
+        raise InputError(f"a mesh of data {data} x fsdp {fsdp} x model {model} is not {have}")
+    if batch_size is not None and batch_size % (data * fsdp):
+        raise InputError(
+            f"a batch of {batch_size} does not divide over {data * fsdp} devices "
+            f"(data {data} x fsdp {fsdp})"
+        )
+    shape = (data, fsdp, model)
+    used, auto = found[:size], (AxisType.Auto,) * 3
+    if used[0].platform == "tpu" and size == len(found):
+        # Neighbours on the mesh are neighbours on the chip's links.
+        return jax.make_mesh(shape, AXES, auto, devices=used)
+    return Mesh(np.asarray(used).reshape(shape), AXES, axis_types=auto)
+
+
+def _data_ways(batch_size: int | None, wanted: int | None, here: int, fsdp: int, model: int) -> int:
+    """The most ways that the devices and the batch allow."""
+    most = (here if wanted is None else wanted) // (fsdp * model)
+    if most < 1:
+        have = here if wanted is None else wanted
+        raise InputError(f"fsdp {fsdp} x model {model} needs more than the {have} devices here")
+    if wanted is not None:
+        return most
+    fitting = [n for n in range(1, most + 1) if not (batch_size or n * fsdp) % (n * fsdp)]
+    return fitting[-1] if fitting else 1
+
+
+# --------------------------------------------------------------------------------------------
+# Where leaves lie
+# --------------------------------------------------------------------------------------------
+def leaf_spec(path: str, shape: Sequence[int], config: Config, mesh: Mesh) -> PartitionSpec:
+    """Where a leaf of a tree lies; see :data:`RULES`.
+
+    A dimension that does not divide over its axis is not split (see :func:`undivided`).
+    """
+    return PartitionSpec(*(axis for axis, _ in _dimensions(path, shape, config, mesh)))
+
+
+def _dimensions(path: str, shape: Sequence[int], config: Config, mesh: Mesh):
+    """(axis or None, what was asked for in vain or None) of each dimension of a leaf."""
+    counted = next((names for pattern, names in RULES if tree.ends_with(pattern, path)), ())
+    if len(counted) > len(shape):
+        counted = ()
+    found: list[tuple[str | None, str | None]] = [(None, None)] * (len(shape) - len(counted))
+    for size, name in zip(shape[len(shape) - len(counted) :], counted, strict=True):
+        axis = None if name is None else AXIS_OF[name]
+        ways = mesh.shape.get(axis, 1)
+        if ways == 1:
+            found.append((None, None))
+        elif size % ways or _units(name, size, config) % ways:
+            found.append((None, name))
+        else:
+            found.append((axis, None))
+    return found
+
+
+def _units(name: str | None, size: int, config: Config) -> int:
+    """The parts of a dimension that must not be cut: heads, where it counts them."""
+    return {"heads": config.num_heads, "kv_heads": config.kv_heads}.get(name or "", size)
+
+
+def leaf_path(path: Sequence[Any]) -> str:
+    """The names of the dicts on the way to a leaf: of a bank's, a quantised or an optimiser's leaf
+    the place of the leaf that it stands for."""
+    return "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+
+
+def shardings(params: Any, config: Config, mesh: Mesh) -> Any:
+    """The sharding of every array (or ``jax.ShapeDtypeStruct``) of a frozen or trainable tree."""
+
+    def one(path, leaf):
+        return NamedSharding(mesh, leaf_spec(leaf_path(path), leaf.shape, config, mesh))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def state_shardings(state: Any, config: Config, mesh: Mesh) -> Any:
+    """The sharding of every array of a ``train.TrainState``.
+
+    What the optimiser keeps of a leaf in that leaf's shape lies as the leaf does; the rest (counts,
+    the sums of a factored moment) is small and whole on every device.
+    """
+    trained = tree.flatten(state.trainable)
+
+    def one(path, leaf):
+        name = leaf_path(path)
+        like = trained.get(name)
+        if like is None or like.shape != leaf.shape:
+            return replicated(mesh)
+        return NamedSharding(mesh, leaf_spec(name, leaf.shape, config, mesh))
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+
+def undivided(params: Any, config: Config, mesh: Mesh) -> list[str]:
+    """What the mesh was to split and cannot, in words: every device holds it whole."""
+    told: dict[str, None] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        for _, name in _dimensions(leaf_path(path), leaf.shape, config, mesh):
+            if name is not None:
+                axis, units = AXIS_OF[name], _units(name, leaf.shape[-1], config)
+                what = f"{units} {name}" if name.endswith("heads") else name
+                told[f"{what} do not divide over {axis} {mesh.shape[axis]}: not split"] = None
+    return list(told)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -39,12 +203,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis is split over "data"."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The leading axis is split over "data" and "fsdp"."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+def batch_ways(mesh: Mesh) -> int:
+    """Parts that a batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+# --------------------------------------------------------------------------------------------
+# Putting arrays there
+# --------------------------------------------------------------------------------------------
 def put_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """A host's batch as global arrays, split over "data"."""
+    """A host's batch as global arrays, split over "data" and "fsdp"."""
     placed = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(placed, np.asarray(array))
@@ -55,3 +227,8 @@ def put_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """A tree copied to every device of the mesh."""
     return jax.device_put(tree, replicated(mesh))
+
+
+def place(mesh: Mesh, params: Any, config: Config) -> Any:
+    """A tree of the backbone's or a method's leaves, split as :data:`RULES` says."""
+    return jax.device_put(params, shardings(params, config, mesh))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from peft_jax import sharding, tree
+from peft_jax import constraints, sharding, tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
 from peft_jax.methods.base import Method
@@ -82,7 +82,8 @@ def make_train_step(
       backbone: gives the configuration; its parameters are passed to the step as ``frozen``.
       method: whose stored tree ``state.stored`` is.
       objective: what is minimised.
-      mesh: with an axis "data" over which the batch is split; None means one device.
+      mesh: from ``sharding.make_mesh``: its axes "data" and "fsdp" split the batch. The frozen tree
+        stays as it is given (``sharding.place`` splits it); None means one device.
       parallel: "jit", or "pmap" for the same body under ``jax.pmap`` over the mesh's devices.
       accumulate: the batch is run in this many parts, one after the other, for one update. Losses
         are divided by counts over the whole batch: the result is that of one large batch.
@@ -100,13 +101,21 @@ def make_train_step(
         return _pmap(body, mesh)
     if mesh is None:
         return jax.jit(lambda *a: body(*a, None), donate_argnums=0)
-    replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    return jax.jit(
-        lambda *a: body(*a, None),
-        in_shardings=(replicated, replicated, split),
-        out_shardings=replicated,
-        donate_argnums=0,
-    )
+    return _on_mesh(body, backbone.config, mesh)
+
+
+def _on_mesh(body, config, mesh: jax.sharding.Mesh) -> Step:
+    """The step over a mesh: the state stays where it lies, and so does the batch."""
+
+    def step(state: TrainState, frozen: Params, batch: Batch):
+        lies = sharding.state_shardings(state, config, mesh)
+        batch = jax.lax.with_sharding_constraint(batch, sharding.batch_sharding(mesh))
+        with constraints.on_mesh(mesh):
+            state, metrics = body(jax.lax.with_sharding_constraint(state, lies), frozen, batch, None)
+        metrics = jax.lax.with_sharding_constraint(metrics, sharding.replicated(mesh))
+        return jax.lax.with_sharding_constraint(state, lies), metrics
+
+    return jax.jit(step, donate_argnums=0)
 
 
 def _make_body(config, method, optimizer, objective, accumulate):
