@@ -111,7 +111,8 @@ def _on_mesh(body, config, mesh: jax.sharding.Mesh) -> Step:
         lies = sharding.state_shardings(state, config, mesh)
         batch = jax.lax.with_sharding_constraint(batch, sharding.batch_sharding(mesh))
         with constraints.on_mesh(mesh):
-            state, metrics = body(jax.lax.with_sharding_constraint(state, lies), frozen, batch, None)
+            placed = jax.lax.with_sharding_constraint(state, lies)
+            state, metrics = body(placed, frozen, batch, None)
         metrics = jax.lax.with_sharding_constraint(metrics, sharding.replicated(mesh))
         return jax.lax.with_sharding_constraint(state, lies), metrics
 
