@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -116,6 +116,105 @@ def _data_ways(batch_size: int | None, wanted: int | None, here: int, fsdp: int,
         return most
     fitting = [n for n in range(1, most + 1) if not (batch_size or n * fsdp) % (n * fsdp)]
     return fitting[-1] if fitting else 1
+
+
+# --------------------------------------------------------------------------------------------
+# Choosing the mesh
+# --------------------------------------------------------------------------------------------
+class Axes(NamedTuple):
+    """The sizes of a mesh, as :func:`make_mesh` takes them."""
+
+    data: int
+    fsdp: int
+    model: int
+
+
+# Of a device's memory, what weights may take; the rest is for activations and the program's own.
+_WEIGHTS_SHARE = 0.5
+
+
+def device_bytes(device: jax.Device | None = None) -> int | None:
+    """Bytes of memory that jax may use of a device (by default the first of this process).
+
+    None where it doesn't say: on a CPU, where devices share the host's memory.
+    """
+    device = jax.local_devices()[0] if device is None else device
+    stats = None if device.platform == "cpu" else device.memory_stats()
+    return None if stats is None else stats.get("bytes_limit")
+
+
+def choose_axes(
+    weights_bytes: int,
+    per_device_bytes: int | None,
+    devices: int,
+    config: Config,
+    batch: int,
+    *,
+    row_tokens: int = 256,
+    data: int | None = None,
+    fsdp: int | None = None,
+    model: int | None = None,
+) -> Axes:
+    """The mesh for the hardware: weights are split no further than makes them fit.
+
+    Of the meshes that hold the weights in half of a device's memory it takes those that use the
+    most devices, and of these the one whose devices exchange the fewest bytes in a train step:
+    "fsdp" gathers the weights once forwards and once backwards (frozen weights have no gradient to
+    scatter), "model" adds up each layer's activations twice forwards and twice backwards.
+    ``peft-jax plan --search`` compiles the candidates instead.
+
+    Args:
+      weights_bytes: of what a mesh splits: the frozen tree; where weights are trained, also their
+        float32 copy and the optimiser's.
+      per_device_bytes: a device's memory (:func:`device_bytes`). None: it isn't known, and only
+        the batch is split.
+      devices: how many there are.
+      config: whose heads and hidden units "model" must divide, and whose width "fsdp".
+      batch: rows, which data x fsdp must divide.
+      row_tokens: of a row, all of its choices counted.
+      data, fsdp, model: sizes that are given; the others are chosen around them.
+
+    Raises:
+      InputError: no mesh has the given sizes on so many devices, or none of them divides the batch.
+    """
+    splits = per_device_bytes is not None
+    found = []
+    for f in _sizes(fsdp, devices if splits else 1):
+        for m in _sizes(model, devices // f if splits else 1):
+            if model is None and (config.num_heads % m or config.d_ff % m):
+                continue
+            if fsdp is None and config.d_model % f:
+                continue
+            ways = [data] if data is not None else range(1, devices // (f * m) + 1)
+            fitting = [d for d in ways if d * f * m <= devices and not batch % (d * f)]
+            found += [Axes(fitting[-1], f, m)] if fitting else []
+    if not found:
+        asked = {"data": data, "fsdp": fsdp, "model": model}
+        given = ", ".join(f"mesh.{k} {v}" for k, v in asked.items() if v is not None)
+        raise InputError(
+            f"no mesh of {devices} devices has {given or 'a size'} and divides a batch of {batch}"
+        )
+    budget = (per_device_bytes or 0) * _WEIGHTS_SHARE if splits else math.inf
+
+    def cost(axes: Axes):
+        held = weights_bytes / (axes.fsdp * axes.model)
+        moved = _bytes_moved(axes, weights_bytes, config, batch * row_tokens)
+        return (max(held, budget), -math.prod(axes), moved, axes.model, axes.fsdp)
+
+    return min(found, key=cost)
+
+
+def _sizes(given: int | None, most: int) -> Sequence[int]:
+    return range(1, most + 1) if given is None else [given]
+
+
+def _bytes_moved(axes: Axes, weights_bytes: int, config: Config, tokens: int) -> float:
+    """Bytes that a device sends in a train step, all collectives run as rings."""
+    gathered = 2 * weights_bytes / axes.model * (1 - 1 / axes.fsdp)
+    depth = config.encoder_layers + config.decoder_layers
+    width = config.d_model * (2 if config.activation_dtype == "bfloat16" else 4)
+    summed = 2 * width * tokens / (axes.data * axes.fsdp) * (1 - 1 / axes.model)
+    return gathered + 4 * depth * summed
 
 
 # --------------------------------------------------------------------------------------------
