@@ -14,18 +14,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 
-from peft_jax import report, sharding
+from peft_jax import report
 from peft_jax.backbones import Backbone
 from peft_jax.config import Experiment, check, to_json
 from peft_jax.errors import InputError
 from peft_jax.evaluation import evaluate
 from peft_jax.examples import ChoiceExamples, vocabulary_identity
-from peft_jax.experiment import evaluation_mesh, open_backbone, open_scorer
+from peft_jax.experiment import open_scorer
 from peft_jax.icl import CONTENT_FREE
 from peft_jax.metrics.calibration import contextual_calibration
+from peft_jax.placement import open_backbone, open_mesh
 from peft_jax.study import check_ranks_choices, open_folder, record_runs
 from peft_jax.tokenizer import Tokenizer, kind_of, load_tokenizer, row_ids
 
@@ -102,9 +104,10 @@ def underspecified_study(
     wanted = [(t, i, seed) for t in sources for i in interventions for seed in seeds]
     missing = [run for run in wanted if run not in finished]
     if missing:
-        backbone = open_backbone(config)
+        mesh = open_mesh(config, training=False)
+        backbone = open_backbone(config, mesh)
         check_ranks_choices(config, backbone)
-        bench = _Bench(config, backbone, max_prompt_length)
+        bench = _Bench(config, backbone, mesh, max_prompt_length)
         tests = config.data.evaluation_examples or 1200
         made = _run_missing(bench, sources, missing, demonstrations, tests - tests % 2)
         done += record_runs(output, made, len(missing), console)
@@ -172,14 +175,19 @@ def _run_missing(bench: _Bench, sources, missing, demonstrations, tests) -> Iter
 class _Bench:
     """The frozen backbone and its tokenizer, compiled once for prompts of one rounded length."""
 
-    def __init__(self, config: Experiment, backbone: Backbone, max_prompt_length: int):
+    def __init__(
+        self,
+        config: Experiment,
+        backbone: Backbone,
+        mesh: jax.sharding.Mesh,
+        max_prompt_length: int,
+    ):
         if backbone.vocabulary is None:
             raise InputError(f"backbone {backbone.name!r} has no vocabulary: nothing can be asked")
         self.config = config
         self.backbone = backbone
-        self.mesh = evaluation_mesh(config)
-        self.params = sharding.replicate(self.mesh, backbone.params)
-        self.scorer = open_scorer(config, backbone, None, self.mesh)
+        self.mesh = mesh
+        self.scorer = open_scorer(config, backbone, None, mesh)
         self.tokenizer = load_tokenizer(backbone.vocabulary)
         shape = backbone.config
         learned = shape.max_positions if shape.positions == "learned" else max_prompt_length
@@ -192,7 +200,7 @@ class _Bench:
         scored = evaluate(
             self.scorer,
             {},
-            self.params,
+            self.backbone.params,
             made,
             batch_size=self.config.evaluation.batch_size,
             mesh=self.mesh,

@@ -284,7 +284,8 @@ def write_texts(
       backbone: its configuration and vocabulary; ``frozen`` are its parameters.
       method, adapter: the method and its stored tree; None and ``{}`` for the backbone alone.
       decoding: how; by default greedily, up to as many tokens as the longest target has.
-      batch_size: inputs read at a time; the last batch is filled up.
+      batch_size: inputs read at a time, rounded up to what the mesh divides; the last batch is
+        filled up.
       advance: called with the number of rows after each batch (a progress bar).
 
     Raises:
@@ -298,7 +299,7 @@ def write_texts(
     distinct, place = _distinct_inputs(examples)
     rows_of = np.bincount(place)
     texts = [""] * len(distinct)
-    for number, batch in enumerate(text_batches(distinct, batch_size)):
+    for number, batch in enumerate(text_batches(distinct, _dividing(batch_size, mesh))):
         row, weight = batch.pop("row"), batch.pop("weight")
         placed = batch if mesh is None else sharding.put_batch(mesh, batch)
         key = jax.random.fold_in(jax.random.key(0), number) if decoding.samples else None
@@ -310,6 +311,12 @@ def write_texts(
         if advance is not None:
             advance(int(rows_of[real].sum()))
     return TextEvaluation(examples, [texts[index] for index in place])
+
+
+def _dividing(batch_size: int, mesh: jax.sharding.Mesh | None) -> int:
+    """The batch that a mesh divides, of at least this size."""
+    ways = 1 if mesh is None else sharding.batch_ways(mesh)
+    return -(-batch_size // ways) * ways
 
 
 def _distinct_inputs(examples: TextExamples) -> tuple[TextExamples, np.ndarray]:
@@ -372,11 +379,12 @@ def evaluate(
       scorer: from :func:`make_scorer`, with the same mesh.
       adapter: the method's stored tree, ``{}`` for the frozen backbone alone.
       frozen: the backbone's parameters.
-      batch_size: rows scored at a time; the last batch is filled up.
+      batch_size: rows scored at a time, rounded up to what the mesh divides; the last batch is
+        filled up.
       advance: called with the number of rows after each batch (a progress bar).
     """
     scores = np.full(examples.choices.shape[:2], -np.inf, np.float32)
-    for batch in evaluation_batches(examples, batch_size):
+    for batch in evaluation_batches(examples, _dividing(batch_size, mesh)):
         row, weight = batch.pop("row"), batch.pop("weight")
         placed = batch if mesh is None else sharding.put_batch(mesh, batch)
         batch_scores = np.asarray(scorer(adapter, frozen, placed))

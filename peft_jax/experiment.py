@@ -35,7 +35,7 @@ from peft_jax._version import __version__
 from peft_jax.adapter import FILE as ADAPTER_FILE
 from peft_jax.adapter import save_adapter
 from peft_jax.answers import Answer, find_answer, make_objective, make_score
-from peft_jax.backbones import Backbone, load_backbone
+from peft_jax.backbones import Backbone
 from peft_jax.checkpoint import Checkpoints
 from peft_jax.config import Experiment, check, first_difference, make_method, to_json
 from peft_jax.decoding import Decoding
@@ -71,6 +71,7 @@ from peft_jax.mixed_examples import (
 )
 from peft_jax.objectives import Objective
 from peft_jax.optimizers import make_optimizer
+from peft_jax.placement import notes_of_mesh, open_backbone, open_mesh, placed
 from peft_jax.progress import TrainingProgress, step_bar
 from peft_jax.run_data import Rows, notes_of, open_examples, with_metrics
 from peft_jax.text_examples import TextExamples
@@ -93,23 +94,6 @@ class Interrupted(Exception):
 # --------------------------------------------------------------------------------------------
 # Parts of a run, which studies use too
 # --------------------------------------------------------------------------------------------
-def open_backbone(config: Experiment) -> Backbone:
-    """The frozen backbone that an experiment names, run as it says."""
-    model = config.model
-    run: dict[str, Any] = {"remat": model.remat}
-    if model.activation_dtype != "auto":
-        run["activation_dtype"] = model.activation_dtype
-    if model.dropout is not None:
-        run["dropout"] = model.dropout
-    dtype = None if model.dtype == "auto" else model.dtype
-    return load_backbone(config.backbone, dtype, **run)
-
-
-def evaluation_mesh(config: Experiment) -> jax.sharding.Mesh:
-    """The devices that score: those that divide the evaluation's batch."""
-    return sharding.make_mesh(config.evaluation.batch_size, config.training.devices)
-
-
 def open_scorer(
     config: Experiment, backbone: Backbone, method: Method | None, mesh: jax.sharding.Mesh
 ) -> Scorer:
@@ -264,11 +248,15 @@ class Training:
     objective: Objective
     optimizer: optax.GradientTransformation
     mesh: jax.sharding.Mesh
-    frozen: tree.Params
     step: Step
     sampler: Sampler = dataclasses.field(init=False)
     examples: Rows = dataclasses.field(init=False)
     state: TrainState = dataclasses.field(init=False)
+
+    @property
+    def frozen(self) -> tree.Params:
+        """The backbone's weights, where they lie."""
+        return self.backbone.params
 
     def restart(self, seed: int, examples: Rows) -> None:
         """Back to the state before the first step, with another seed or other examples."""
@@ -283,10 +271,7 @@ class Training:
     def expect(self, method: Method) -> None:
         """A state of this method's shapes, in which a checkpoint is to be restored."""
         self.method = method
-        shapes = jax.eval_shape(method.init, self.state.key, self.backbone)
-        stored = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-        state = init_state(stored, self.optimizer, self.state.key)
-        self.state = sharding.replicate(self.mesh, state)
+        self.state = _first_state(self, self.config.seed)
 
 
 def _informed(run: Training, seed: int, examples: Rows) -> Method:
@@ -314,17 +299,31 @@ def _informed(run: Training, seed: int, examples: Rows) -> Method:
 
 
 def _first_state(run: Training, seed: int) -> TrainState:
+    """The state before the first step, made where it will lie."""
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    # Initialised where the backbone was loaded, before anything is copied to all devices.
-    stored = run.method.init(init_key, run.backbone)
-    return sharding.replicate(run.mesh, init_state(stored, run.optimizer, run_key))
+
+    def start(init_key, run_key, backbone):
+        return init_state(run.method.init(init_key, backbone), run.optimizer, run_key)
+
+    inputs = (init_key, run_key, run.backbone)
+    shapes = jax.eval_shape(start, *inputs)
+    lies = sharding.state_shardings(shapes, run.backbone.config, run.mesh)
+    return jax.jit(start, out_shardings=lies)(*inputs)
 
 
-def set_up(config: Experiment, backbone: Backbone, examples: Rows) -> Training:
-    """Everything that a loop needs, with the state before the first step."""
+def set_up(
+    config: Experiment, backbone: Backbone, examples: Rows, mesh: jax.sharding.Mesh | None = None
+) -> Training:
+    """Everything that a loop needs, with the state before the first step.
+
+    Args:
+      mesh: from ``placement.open_mesh``, on which the backbone lies already; None: it is put there.
+    """
     training = config.training
+    if mesh is None:
+        mesh = open_mesh(config)
+        backbone = placed(backbone, mesh)
     method = open_method(config, backbone, examples)
-    mesh = sharding.make_mesh(training.batch_size // training.accumulate, training.devices)
     optimizer = make_optimizer(config.optimizer.over(training.steps), method)
     check_method(method, backbone, examples)
     objective = make_objective(
@@ -342,8 +341,7 @@ def set_up(config: Experiment, backbone: Backbone, examples: Rows) -> Training:
         parallel=training.parallel,
         accumulate=training.accumulate,
     )
-    frozen = sharding.replicate(mesh, backbone.params)
-    made = Training(config, backbone, method, objective, optimizer, mesh, frozen, step)
+    made = Training(config, backbone, method, objective, optimizer, mesh, step)
     made.restart(config.seed, examples)
     return made
 
@@ -389,7 +387,8 @@ def run(
     console = console or Console()
     check(config)
     _check_folder(config, output, resume, overwrite)
-    backbone = open_backbone(config)
+    mesh = open_mesh(config)
+    backbone = open_backbone(config, mesh)
     train_examples, test_examples = (
         open_examples(
             config.task,
@@ -404,9 +403,10 @@ def run(
     )
     _check_labels(train_examples)
     test_examples = with_metrics(test_examples, config.evaluation.metrics)
-    for note in dict.fromkeys(n for e in (train_examples, test_examples) for n in notes_of(e)):
+    told = [note for rows in (train_examples, test_examples) for note in notes_of(rows)]
+    for note in dict.fromkeys(notes_of_mesh(backbone, mesh) + told):
         console.print(note, markup=False, soft_wrap=True)
-    training = set_up(config, backbone, train_examples)
+    training = set_up(config, backbone, train_examples, mesh)
     check_method(training.method, backbone, test_examples)
     _open_folder(config, output, overwrite)
     return _Run(output, training, test_examples, console).go(resume)
@@ -469,14 +469,12 @@ class _Run:
         self.zero_shot: dict[str, Any] | None = None
         self._stop: int | None = None
         self._compiled: tuple[int, float] | None = None  # first step made here, seconds by then
-        self._eval_mesh = evaluation_mesh(self.config)
         self._answer = answer_of(self.config, training.backbone, examples=test)
         self._measure, self._measure_frozen = (
-            open_measure(self.config, training.backbone, method, test, self._eval_mesh)
+            open_measure(self.config, training.backbone, method, test, training.mesh)
             for method in (training.method, None)
         )
         self._zero_shot = self.config.evaluation.zero_shot and self._answers_frozen(test)
-        self._eval_frozen = sharding.replicate(self._eval_mesh, training.backbone.params)
 
     def _answers_frozen(self, test: Rows) -> bool:
         """Whether the backbone by itself says anything: it reads no markers, and a head or a
@@ -583,10 +581,11 @@ class _Run:
         return steps * self.config.training.batch_size / max(self.seconds - seconds, 1e-9)
 
     def _evaluate(self, what: str, frozen: bool = False, quiet: bool = False) -> Measured:
-        adapter = {} if frozen else sharding.replicate(self._eval_mesh, self.training.state.stored)
+        run = self.training
+        adapter = {} if frozen else sharding.place(run.mesh, run.state.stored, run.backbone.config)
         measure = self._measure_frozen if frozen else self._measure
         with step_bar(self.console, f"{what:>10}", len(self.test), quiet) as advance:
-            return measure(adapter, self._eval_frozen, self.test, advance)
+            return measure(adapter, run.frozen, self.test, advance)
 
     # ------------------------------------------------------------------ the end
     def _labels(self) -> list[str]:

@@ -21,13 +21,12 @@ from peft_jax.decoding import Decoding, decode_texts, generate
 from peft_jax.errors import InputError
 from peft_jax.experiment import (
     check_method,
-    evaluation_mesh,
     method_names,
-    open_backbone,
     open_measure,
 )
 from peft_jax.methods import merge
 from peft_jax.methods.prompt_places import marker_rows
+from peft_jax.placement import notes_of_mesh, open_backbone, open_mesh
 from peft_jax.progress import step_bar
 from peft_jax.run_data import notes_of, open_examples, with_metrics
 from peft_jax.scoring import score_choices, score_classes, score_labels, score_verbalizers
@@ -46,7 +45,8 @@ def evaluate_adapter(
     check(config)
     if output is not None and output.is_dir() and any(output.iterdir()):
         raise InputError(f"output {output} is not empty; give a new folder")
-    backbone = open_backbone(config)
+    mesh = open_mesh(config, training=False)
+    backbone = open_backbone(config, mesh)
     adapter: Params = {}
     method = None
     if adapter_folder is not None:
@@ -66,17 +66,12 @@ def evaluate_adapter(
     examples = with_metrics(examples, config.evaluation.metrics)
     if method is not None:
         check_method(method, backbone, examples)
-    for note in notes_of(examples):
+    for note in notes_of_mesh(backbone, mesh) + notes_of(examples):
         console.print(note, markup=False, soft_wrap=True)
-    mesh = evaluation_mesh(config)
     measure = open_measure(config, backbone, method, examples, mesh)
     with step_bar(console, "evaluation", len(examples)) as advance:
-        evaluation = measure(
-            sharding.replicate(mesh, adapter),
-            sharding.replicate(mesh, backbone.params),
-            examples,
-            advance,
-        )
+        stored = sharding.place(mesh, adapter, backbone.config)
+        evaluation = measure(stored, backbone.params, examples, advance)
     summary = evaluation.summary(config.evaluation.bootstrap)
     console.print(report.evaluation_table(summary))
     for note in evaluation.notes:

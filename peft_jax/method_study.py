@@ -22,9 +22,9 @@ from peft_jax.backbones import Backbone, abstract_backbone, backbone_config
 from peft_jax.config import Experiment, check, load_preset, make_method, to_json
 from peft_jax.errors import InputError
 from peft_jax.evaluation import spread
-from peft_jax.experiment import open_backbone
 from peft_jax.method_config import CLASSES
 from peft_jax.methods import Method, count, eject, prefix_tuning
+from peft_jax.placement import open_backbone, open_mesh
 from peft_jax.study import (
     Bench,
     check_ranks_choices,
@@ -136,9 +136,10 @@ def compare_methods(
     ]
     missing = [run for run in wanted if run not in finished]
     if missing:
-        backbone = open_backbone(config)
+        mesh = open_mesh(config)
+        backbone = open_backbone(config, mesh)
         check_ranks_choices(config, backbone)
-        made = _run_missing(config, configs, backbone, missing, seeds)
+        made = _run_missing(config, configs, backbone, mesh, missing, seeds)
         done += record_runs(output, made, len(missing), console)
     runs = [run for run in done if run[:3] in set(wanted)]
     _report(output, runs, presets, tasks, seeds, steps_share, console)
@@ -161,12 +162,13 @@ def _run_missing(
     config: Experiment,
     configs: Mapping[str, Experiment],
     backbone: Backbone,
+    mesh: jax.sharding.Mesh,
     missing: Sequence[tuple[str, str, int]],
     seeds: Sequence[int],
 ) -> Iterator[MethodRun]:
     for task in dict.fromkeys(run[0] for run in missing):
         here = [run for run in missing if run[0] == task]
-        bench = Bench(dataclasses.replace(config, task=task), backbone, seeds)
+        bench = Bench(dataclasses.replace(config, task=task), backbone, mesh, seeds)
         for _, system, seed in here:
             if system == ZERO_SHOT:
                 per_template, parameters, steps = bench.frozen(bench.test), 0, 0

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -25,12 +26,11 @@ from peft_jax.evaluation import Scorer, evaluate, spread
 from peft_jax.examples import ChoiceExamples
 from peft_jax.experiment import (
     Training,
-    evaluation_mesh,
-    open_backbone,
     open_scorer,
     set_up,
     train_steps,
 )
+from peft_jax.placement import open_backbone, open_mesh
 from peft_jax.progress import step_bar
 from peft_jax.run_data import open_choices
 
@@ -86,9 +86,10 @@ def few_shot(
     wanted = [(t, s, seed) for t in tasks for s in SYSTEMS for seed in _seeds_of(s, seeds)]
     missing = [run for run in wanted if run not in finished]
     if missing:
-        backbone = open_backbone(config)
+        mesh = open_mesh(config)
+        backbone = open_backbone(config, mesh)
         check_ranks_choices(config, backbone)
-        made = _run_missing(config, backbone, missing, seeds, demonstrations)
+        made = _run_missing(config, backbone, mesh, missing, seeds, demonstrations)
         done += record_runs(output, made, len(missing), console)
     outcomes = [o for o in done if (o.task, o.system, o.seed) in set(wanted)]
     _report(output, outcomes, tasks, seeds, demonstrations, console)
@@ -159,11 +160,11 @@ def open_folder(output: Path, fields: dict[str, Any]) -> list[dict[str, Any]]:
 # The runs
 # --------------------------------------------------------------------------------------------
 def _run_missing(
-    config: Experiment, backbone: Backbone, missing, seeds, demonstrations
+    config: Experiment, backbone: Backbone, mesh, missing, seeds, demonstrations
 ) -> Iterator[Outcome]:
     for task in dict.fromkeys(run[0] for run in missing):
         here = [run for run in missing if run[0] == task]
-        bench = Bench(dataclasses.replace(config, task=task), backbone, seeds)
+        bench = Bench(dataclasses.replace(config, task=task), backbone, mesh, seeds)
         for _, system, seed in here:
             per_template = _accuracy(bench, system, seed, demonstrations)
             accuracy = spread(list(per_template.values())).median
@@ -196,11 +197,16 @@ def _accuracy(bench: Bench, system: str, seed: int, demonstrations: int) -> dict
 class Bench:
     """One task: its draws padded to one shape, so that every system is compiled once."""
 
-    def __init__(self, config: Experiment, backbone: Backbone, seeds: Sequence[int]):
+    def __init__(
+        self,
+        config: Experiment,
+        backbone: Backbone,
+        mesh: jax.sharding.Mesh,
+        seeds: Sequence[int],
+    ):
         self.config = config
         self.backbone = backbone
-        self.mesh = evaluation_mesh(config)
-        self.params = sharding.replicate(self.mesh, backbone.params)
+        self.mesh = mesh
         self.test = open_choices(
             config.task, config.data, backbone, config.seed, training=False, answer=config.answer
         )
@@ -230,7 +236,7 @@ class Bench:
         if system in self._training:
             self._training[system].restart(seed, draw)
         else:
-            self._training[system] = set_up(config, self.backbone, draw)
+            self._training[system] = set_up(config, self.backbone, draw, self.mesh)
         training = self._training[system]
         for _ in train_steps(training, config.training.steps):
             pass
@@ -242,8 +248,8 @@ class Bench:
             self._scorers[name] = open_scorer(self.config, self.backbone, method, self.mesh)
         scored = evaluate(
             self._scorers[name],
-            sharding.replicate(self.mesh, adapter),
-            self.params,
+            sharding.place(self.mesh, adapter, self.backbone.config),
+            self.backbone.params,
             examples,
             batch_size=self.config.evaluation.batch_size,
             mesh=self.mesh,

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from rich.console import Console
 
 from peft_jax import report, sharding
@@ -26,13 +27,12 @@ from peft_jax.errors import InputError
 from peft_jax.experiment import (
     TaskMeasure,
     check_method,
-    evaluation_mesh,
     method_names,
-    open_backbone,
     open_task_measure,
 )
 from peft_jax.methods import Method
 from peft_jax.mixed_examples import Examples
+from peft_jax.placement import open_backbone, open_mesh
 from peft_jax.progress import step_bar
 from peft_jax.run_data import notes_of, open_task_examples, with_metrics
 from peft_jax.study import open_folder
@@ -94,9 +94,10 @@ def evaluate_tasks(
     console = console or Console()
     check(config)
     wanted, absent = find_tasks(names, config.data.directory)
-    backbone = open_backbone(config)
+    mesh = open_mesh(config, training=False)
+    backbone = open_backbone(config, mesh)
     done = _open(output, config, adapter)
-    bench = _Bench(config, backbone, adapter)
+    bench = _Bench(config, backbone, mesh, adapter)
     found = {outcome.task: outcome for outcome in done}
     missing = [name for name in wanted if name not in found]
     with step_bar(console, "tasks", len(wanted)) as advance:
@@ -188,11 +189,16 @@ def _present_tasks(directory: Path) -> tuple[dict[str, str], dict[str, list[str]
 class _Bench:
     """What tasks share: the weights on their devices, and compiled scorers."""
 
-    def __init__(self, config: Experiment, backbone: Backbone, adapter: Path | None):
-        self.config, self.backbone = config, backbone
+    def __init__(
+        self,
+        config: Experiment,
+        backbone: Backbone,
+        mesh: jax.sharding.Mesh,
+        adapter: Path | None,
+    ):
+        self.config, self.backbone, self.mesh = config, backbone, mesh
         self.method: Method | None = None
         self.answer = config.answer
-        self.mesh = evaluation_mesh(config)
         stored: Params = {}
         if adapter is not None:
             stored, self.method = load_adapter(adapter, backbone)
@@ -200,8 +206,7 @@ class _Bench:
             trained = read_header(adapter)["details"].get("answer", "auto")
             if config.answer == "auto" and trained not in ("choices", "text"):
                 self.answer = trained
-        self.stored = sharding.replicate(self.mesh, stored)
-        self.frozen = sharding.replicate(self.mesh, backbone.params)
+        self.stored = sharding.place(mesh, stored, backbone.config)
         self._rank: TaskMeasure | None = None
 
     def outcome(self, name: str, group: str) -> Outcome:
@@ -209,7 +214,7 @@ class _Bench:
         started = time.perf_counter()
         try:
             examples = self._open(name)
-            evaluation = self._measure(examples)(self.stored, self.frozen, examples)
+            evaluation = self._measure(examples)(self.stored, self.backbone.params, examples)
             figures = {key: s.median for key, s in evaluation.figures.items()}
             metric, score = evaluation.reported
         except InputError as error:
