@@ -41,6 +41,10 @@ _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _ALIGNMENT = 64
 
 
+Index = tuple[slice, ...]
+"""A box in an array: a slice of step 1 for each axis."""
+
+
 class StoredTensor(NamedTuple):
     """A tensor in a file, not yet read.
 
@@ -51,12 +55,48 @@ class StoredTensor(NamedTuple):
       map: gives it without reading it: a read-only array whose pages come from the file when they
         are looked at, and which are no memory of this process. The file must stay as it is. None
         where the file's format does not allow it.
+      part: reads a box of it, for :meth:`read_part`, which has made its bounds numbers within the
+        shape. None: the format knows only the whole.
+      outer: the axis along which it is best read in pieces: no byte is then read twice.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
     map: Callable[[], np.ndarray] | None = None
+    part: Callable[[Index], np.ndarray] | None = None
+    outer: int = 0
+
+    def read_part(self, index: Index) -> np.ndarray:
+        """A box of the tensor, without the rest of it in memory where the format allows that.
+
+        Args:
+          index: a slice of step 1 for each axis, as ``jax.make_array_from_callback`` gives them.
+        """
+        box = bounded(index, self.shape)
+        if is_whole(box, self.shape):
+            return self.read()
+        return self.read()[box] if self.part is None else self.part(box)
+
+
+def bounded(index: Index, shape: tuple[int, ...]) -> Index:
+    """A box with numbers for its bounds; ValueError where it is none of an array of this shape."""
+    if len(index) != len(shape):
+        raise ValueError(f"index {index} has {len(index)} axes; the tensor has shape {shape}")
+    bounds = [one.indices(size) for one, size in zip(index, shape, strict=True)]
+    if any(step != 1 for _, _, step in bounds):
+        raise ValueError(f"index {index} has a step; only 1 is read")
+    return tuple(slice(start, max(start, stop)) for start, stop, _ in bounds)
+
+
+def is_whole(box: Index, shape: tuple[int, ...]) -> bool:
+    """Whether a box (with numbers for its bounds) is all of an array of this shape."""
+    return all((one.start, one.stop) == (0, n) for one, n in zip(box, shape, strict=True))
+
+
+def box_shape(box: Index) -> tuple[int, ...]:
+    """The shape of a box (with numbers for its bounds)."""
+    return tuple(one.stop - one.start for one in box)
 
 
 # --------------------------------------------------------------------------------------------

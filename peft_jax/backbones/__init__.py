@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from peft_jax import tree
 from peft_jax.backbones.base import (
@@ -52,7 +54,13 @@ def backbone_config(name: str) -> Config:
 
 
 def load_backbone(
-    source: str | Path, dtype: Any = None, *, config: str | None = None, **run: Any
+    source: str | Path,
+    dtype: Any = None,
+    *,
+    config: str | None = None,
+    mesh: Mesh | None = None,
+    on_array: Callable[[str, jax.Array], Any] | None = None,
+    **run: Any,
 ) -> Backbone:
     """Loads a frozen backbone.
 
@@ -63,6 +71,11 @@ def load_backbone(
       config: for a T5X checkpoint, which keeps none: the named configuration of a model of the same
         kind, such as "t5_v1_1_base". Not needed where the sizes are those of a published model, or
         where a gin file stands beside it.
+      mesh: over which the weights are split, as ``sharding.leaf_spec`` says; every process reads
+        only what its devices hold, so that the model is never whole on a host. None: all of it on
+        the default device.
+      on_array: called with the path and the array of every leaf as it is read; what it returns
+        stands in the tree in its place, and the array is let go before the next one is read.
       **run: fields of :class:`~peft_jax.transformer.Config` to change, such as ``dropout=0.0`` or
         ``remat="full"``.
 
@@ -80,7 +93,7 @@ def load_backbone(
     if dtype is None:
         dtype = jnp.bfloat16 if accelerated else jnp.float32
     folder = TINY if str(source) == "tiny" else Path(source)
-    backbone = formats.read_backbone(folder, dtype, config)
+    backbone = formats.read_backbone(folder, dtype, config, mesh=mesh, on_array=on_array)
     run = {"activation_dtype": "bfloat16" if accelerated else "float32"} | run
     return backbone.replace(**run)
 

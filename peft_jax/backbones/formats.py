@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from peft_jax.backbones import hugging_face, native, t5x, t5x_files
+from peft_jax.backbones import hugging_face, loading, native, t5x, t5x_files
 from peft_jax.backbones.base import Backbone
+from peft_jax.backbones.loading import StoredBackbone
 from peft_jax.errors import InputError
 from peft_jax.tensor_files import open_tensors
 from peft_jax.transformer import Config
@@ -77,6 +79,9 @@ def read_backbone(
     dtype: Any = None,
     named: str | None = None,
     on_leaf: Callable[[str], None] = lambda path: None,
+    *,
+    mesh: Mesh | None = None,
+    on_array: loading.OnArray | None = None,
 ) -> Backbone:
     """The backbone at ``path``, whatever its format.
 
@@ -85,23 +90,29 @@ def read_backbone(
       dtype: of the parameters; None keeps what is stored.
       named: the configuration that a T5X checkpoint takes what its shapes do not tell from.
       on_leaf: called with the path of every leaf that is read.
+      mesh: over which the parameters are split; None puts them on the default device.
+      on_array: called with every leaf; what it returns stands in the tree in its place.
 
     Raises:
       InputError: what is there cannot be read, or ``named`` is given for another format.
     """
-    path = Path(path)
+    stored, dtype = _open(Path(path), dtype, named)
+    return loading.read(stored, dtype, mesh, on_leaf, on_array)
+
+
+def _open(path: Path, dtype: Any, named: str | None) -> tuple[StoredBackbone, Any]:
+    """What is stored, and the dtype to read it in; None keeps each leaf's own."""
     kind = checkpoint_format(path)
     if kind == "t5x":
-        return t5x.read_backbone(path, dtype, named, on_leaf)
+        return t5x.open_backbone(path, named), dtype
     if named is not None:
         raise InputError(
             f"{path} says its own configuration; {named!r} can only be given for a checkpoint of "
             "T5X, which keeps none"
         )
     if kind == "native":
-        return native.read_backbone(path, dtype, on_leaf)
-    dtype = _stored_dtype(path) if dtype is None else dtype
-    return hugging_face.read_backbone(path, dtype, on_leaf)
+        return native.open_backbone(path), dtype
+    return hugging_face.open_backbone(path), _stored_dtype(path) if dtype is None else dtype
 
 
 def _stored_dtype(folder: Path) -> Any:

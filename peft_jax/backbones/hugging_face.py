@@ -8,23 +8,25 @@ the stacked tree one at a time, so that peak memory stays near one copy of the m
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peft_jax import transformer, tree
+from peft_jax import tensor_files, transformer, tree
+from peft_jax.backbones import loading
 from peft_jax.backbones.base import RUN_FIELDS, Backbone
 from peft_jax.backbones.families import FAMILIES, Family
+from peft_jax.backbones.loading import StoredBackbone
 from peft_jax.backbones.names import Rule
 from peft_jax.errors import InputError
+from peft_jax.tensor_files import Index, StoredTensor, aligned_empty, box_shape
 from peft_jax.tokenizer_files import vocabulary_in
 from peft_jax.torch_files import open_torch
 from peft_jax.transformer import Config
@@ -34,13 +36,6 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 VOCABULARY = "spiece.model"
-
-
-class Tensor(NamedTuple):
-    """A tensor in a file: its shape, and a function that reads it as a NumPy array."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
 
 
 # --------------------------------------------------------------------------------------------
@@ -72,7 +67,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def open_tensors(folder: Path) -> dict[str, Tensor]:
+def open_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a folder by name, not yet read."""
     # The order is transformers' own, where a folder holds several.
     if (folder / WEIGHTS).is_file():
@@ -88,35 +83,17 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     raise InputError(f"{folder} has no weights: expected {WEIGHTS}, {INDEX} or pytorch_model.bin")
 
 
-def _open_safetensors(files: list[Path]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    def read(path: Path, name: str) -> np.ndarray:
-        # Opened for every tensor: a mapping that stays would keep what was read of the file in
-        # memory, a second copy of the model in the end.
-        with safe_open(path, framework="np") as file:
-            return file.get_tensor(name)
-
-    tensors: dict[str, Tensor] = {}
+def _open_safetensors(files: list[Path]) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
     for path in files:
-        try:
-            with safe_open(path, framework="np") as file:
-                for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    shape = tuple(file.get_slice(name).get_shape())
-                    tensors[name] = Tensor(shape, functools.partial(read, path, name))
-        except FileNotFoundError:
-            raise InputError(f"{path} is missing, but the index names it") from None
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+        if not path.is_file():
+            raise InputError(f"{path} is missing, but the index names it")
+        tensors |= tensor_files.open_tensors(path)
     return tensors
 
 
-def _open_torch(files: list[Path]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for path in files:
-        for name, held in open_torch(path).items():
-            tensors[name] = Tensor(held.shape, held.read)
-    return tensors
+def _open_torch(files: list[Path]) -> dict[str, StoredTensor]:
+    return {name: held for path in files for name, held in open_torch(path).items()}
 
 
 def read_backbone(
@@ -136,17 +113,24 @@ def read_backbone(
         is missing, or whose shape is not what config.json says. Nothing is read before that is
         checked for all of them.
     """
-    folder = Path(folder)
+    return loading.read(open_backbone(Path(folder)), dtype, on_leaf=on_leaf)
+
+
+def open_backbone(folder: Path) -> StoredBackbone:
+    """What a folder holds as leaves of our tree, all of it checked and no leaf read.
+
+    Raises:
+      InputError: as :func:`read_backbone`.
+    """
     config, tensors = open_checkpoint(folder)
-    rules = FAMILIES[config.family].hugging_face_rules(config)
-    params = {}
-    for rule in rules:
-        params[rule.ours] = _read_rule(config, rule, tensors, dtype)
-        on_leaf(rule.ours)
-    return Backbone(tree.unflatten(params), config, folder.name, vocabulary_in(folder))
+    leaves = {
+        rule.ours: _leaf(config, rule, tensors)
+        for rule in FAMILIES[config.family].hugging_face_rules(config)
+    }
+    return StoredBackbone(leaves, config, folder.name, vocabulary_in(folder))
 
 
-def open_checkpoint(folder: Path) -> tuple[Config, dict[str, Tensor]]:
+def open_checkpoint(folder: Path) -> tuple[Config, dict[str, StoredTensor]]:
     """A folder's configuration and its tensors, all checked and none read yet."""
     fields = read_config(folder)
     family = FAMILIES[fields["model_type"]]
@@ -164,7 +148,7 @@ def open_checkpoint(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     return config, tensors
 
 
-def _canonical(family: Family, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _canonical(family: Family, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors that a model of the family reads, under the names that its table has.
 
     The bare model's files lack the prefix that a model with a head puts in front of it.
@@ -178,8 +162,8 @@ def _canonical(family: Family, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _without_aliases(
-    folder: Path, family: Family, fields: dict[str, Any], tensors: dict[str, Tensor]
-) -> dict[str, Tensor]:
+    folder: Path, family: Family, fields: dict[str, Any], tensors: dict[str, StoredTensor]
+) -> dict[str, StoredTensor]:
     """Without second names of a tensor, and without a head that is only a copy of the embedding."""
     for alias, name in family.ALIASES.items():
         held = tensors.pop(alias, None)
@@ -195,7 +179,7 @@ def _without_aliases(
     return tensors
 
 
-def _same(tensor: Tensor, other: Tensor) -> bool:
+def _same(tensor: StoredTensor, other: StoredTensor) -> bool:
     if tensor is other:
         return True
     return tensor.shape == other.shape and np.array_equal(tensor.read(), other.read())
@@ -212,7 +196,7 @@ def _check_head(folder: Path, family: Family, fields: dict[str, Any], config: Co
 
 
 def _check_tensors(
-    folder: Path, config: Config, rules: list[Rule], tensors: dict[str, Tensor]
+    folder: Path, config: Config, rules: list[Rule], tensors: dict[str, StoredTensor]
 ) -> None:
     specs = tree.flatten(transformer.specification(config))
     known: set[str] = set()
@@ -239,22 +223,38 @@ def _check_tensors(
         )
 
 
-def _read_rule(config: Config, rule: Rule, tensors: dict[str, Tensor], dtype) -> jax.Array:
+def _leaf(config: Config, rule: Rule, tensors: Mapping[str, StoredTensor]) -> StoredTensor:
     """One leaf of our tree: the tensors of a row, transposed and stacked as they are read."""
-    out = None
-    depth = config.depth(rule.ours)
-    for layer, name in rule.names(depth):
-        array = tensors[name].read()
-        array = array[0] if rule.row else array
-        array = array.T if rule.transpose else array
-        if rule.parts > 1:
-            array = np.split(array, rule.parts, axis=-1)[rule.part]
-        if layer is None:
-            return jnp.asarray(array.astype(dtype, copy=False))
-        if out is None:
-            out = np.empty((depth, *array.shape), dtype)
-        out[layer] = array
-    return jnp.asarray(out)
+    sources = [tensors[name] for _, name in rule.names(config.depth(rule.ours))]
+    layer = rule.our_shape(sources[0].shape)
+    shape = (len(sources), *layer) if rule.stacked else layer
+    dtype = np.dtype(jnp.result_type(*(source.dtype for source in sources)))
+
+    def part(box: Index) -> np.ndarray:
+        there = rule.their_box(box[1:] if rule.stacked else box, layer)
+        if not rule.stacked:
+            return rule.our_array(sources[0].read_part(there))
+        layers = sources[box[0]]
+        if len(layers) == 1:
+            return rule.our_array(layers[0].read_part(there))[None]
+        out = np.empty(box_shape(box), dtype)
+        for i, source in enumerate(layers):
+            out[i] = rule.our_array(source.read_part(there))
+        return out
+
+    def read() -> np.ndarray:
+        if not rule.stacked and rule.parts == 1 and not rule.transpose:
+            return rule.our_array(sources[0].read())
+        out = aligned_empty(shape, dtype)
+        whole = tuple(slice(0, size) for size in shape)
+        for i in range(len(sources)):
+            one = (slice(i, i + 1), *whole[1:]) if rule.stacked else whole
+            out[one if rule.stacked else ...] = part(one)
+        return out
+
+    # The layers lie apart; of a single matrix that is turned round, its rows.
+    outer = len(shape) - 1 if rule.transpose and not rule.stacked else 0
+    return StoredTensor(shape, dtype, read, part=part, outer=outer)
 
 
 # --------------------------------------------------------------------------------------------

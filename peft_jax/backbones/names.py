@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
+from peft_jax.tensor_files import Index
+
 
 class Rule(NamedTuple):
     """One row of a family's table, read in both directions.
@@ -41,3 +45,27 @@ class Rule(NamedTuple):
         shape = (*ours[:-1], ours[-1] * self.parts)
         shape = shape[::-1] if self.transpose else shape
         return (1, *shape) if self.row else shape
+
+    def our_shape(self, theirs: tuple[int, ...]) -> tuple[int, ...]:
+        """The inverse of :meth:`their_shape`."""
+        shape = theirs[1:] if self.row else theirs
+        shape = shape[::-1] if self.transpose else shape
+        return (*shape[:-1], shape[-1] // self.parts)
+
+    def their_box(self, ours: Index, shape: tuple[int, ...]) -> Index:
+        """Where a box of one layer of our leaf lies in the other format's tensor.
+
+        Args:
+          ours: with numbers for its bounds.
+          shape: of one layer of our leaf.
+        """
+        if self.parts > 1:
+            start = self.part * shape[-1]
+            ours = (*ours[:-1], slice(start + ours[-1].start, start + ours[-1].stop))
+        box = ours[::-1] if self.transpose else ours
+        return (slice(0, 1), *box) if self.row else box
+
+    def our_array(self, theirs: np.ndarray) -> np.ndarray:
+        """A box of the other format's tensor, turned as our leaf has it (no copy)."""
+        array = theirs[0] if self.row else theirs
+        return array.T if self.transpose else array

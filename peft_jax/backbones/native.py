@@ -21,7 +21,9 @@ import jax.numpy as jnp
 
 from peft_jax import transformer, tree
 from peft_jax._version import __version__
+from peft_jax.backbones import loading
 from peft_jax.backbones.base import Backbone
+from peft_jax.backbones.loading import StoredBackbone
 from peft_jax.errors import InputError
 from peft_jax.files import replace_folder
 from peft_jax.tensor_files import StoredTensor, open_tensors, write_tensors
@@ -121,7 +123,7 @@ def is_native(folder: Path) -> bool:
 def read_backbone(
     folder: str | Path, dtype: Any = None, on_leaf: Callable[[str], None] = lambda path: None
 ) -> Backbone:
-    """The backbone of a folder that :func:`write_backbone` made.
+    """The backbone of a folder that :func:`write_backbone` made, on the default device.
 
     Args:
       folder: that holds it.
@@ -129,25 +131,29 @@ def read_backbone(
       on_leaf: called with the path of every leaf that is read.
 
     Raises:
-      InputError: another version or a damaged file; a leaf that is missing, left over, or whose
-        shape is not what the configuration says. Nothing is read before all are checked.
+      InputError: as :func:`open_backbone`.
     """
-    folder = Path(folder)
+    return loading.read(open_backbone(Path(folder)), dtype, on_leaf=on_leaf)
+
+
+def open_backbone(folder: Path) -> StoredBackbone:
+    """What a folder holds, all of it checked and no leaf read.
+
+    Raises:
+      InputError: another version or a damaged file; a leaf that is missing, left over, or whose
+        shape is not what the configuration says.
+    """
     fields = _read_fields(folder)
     config = _config(folder, fields)
     stored = _open(folder)
     _check_leaves(folder, config, stored)
-    flat = {}
-    for path in tree.flatten(transformer.specification(config)):
-        array = stored[path].read()
-        flat[path] = jax.device_put(array if dtype is None else array.astype(dtype, copy=False))
-        on_leaf(path)
+    leaves = {path: stored[path] for path in tree.flatten(transformer.specification(config))}
     vocabulary = fields.get("vocabulary")
     if vocabulary is not None:
         vocabulary = (folder / Path(vocabulary).name).resolve()
         if not vocabulary.exists():
             raise InputError(f"{folder / CONFIG} names the vocabulary {vocabulary}: it is missing")
-    return Backbone(tree.unflatten(flat), config, fields.get("name", folder.name), vocabulary)
+    return StoredBackbone(leaves, config, fields.get("name", folder.name), vocabulary)
 
 
 def read_config(folder: Path) -> Config:

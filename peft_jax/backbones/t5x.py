@@ -25,14 +25,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from peft_jax import transformer, tree
+from peft_jax.backbones import loading
 from peft_jax.backbones.base import Backbone
+from peft_jax.backbones.loading import StoredBackbone
 from peft_jax.backbones.names import Rule
 from peft_jax.backbones.native import TOKENIZER_FILES, copy_vocabulary
 from peft_jax.backbones.t5x_config import GIN_FILES, find_config, gin_text
 from peft_jax.backbones.t5x_files import open_checkpoint, write_checkpoint
 from peft_jax.errors import InputError
 from peft_jax.files import replace_folder
-from peft_jax.tensor_files import StoredTensor, aligned_empty
+from peft_jax.tensor_files import Index, StoredTensor, aligned_empty
 from peft_jax.transformer import Config
 
 Tensors = dict[str, StoredTensor]
@@ -151,22 +153,25 @@ def read_backbone(
       InputError: no such checkpoint; a tensor that is missing, left over, or whose shape does not
         fit the others; fields that nothing tells. Nothing is read before all are checked.
     """
-    path = Path(path)
+    return loading.read(open_backbone(Path(path), named), dtype, on_leaf=on_leaf)
+
+
+def open_backbone(path: Path, named: str | None = None) -> StoredBackbone:
+    """What a checkpoint holds as leaves of our tree, all of it checked and no leaf read.
+
+    Raises:
+      InputError: as :func:`read_backbone`.
+    """
     tensors = open_checkpoint(path)
     sizes, layout = _sizes(path, tensors)
     config = find_config(path, sizes, named)
     rules = t5x_rules(config, layout)
     _check_tensors(path, config, rules, layout, tensors)
-    flat = {}
-    for rule in rules:
-        flat[rule.ours] = _read_leaf(path, config, rule, layout, tensors, dtype)
-        on_leaf(rule.ours)
+    leaves = {rule.ours: _leaf(path, config, rule, layout, tensors) for rule in rules}
     beside = path if path.is_dir() else path.parent
     vocabularies = (beside / name for name in TOKENIZER_FILES if name.endswith(".model"))
     vocabulary = next(filter(Path.is_file, vocabularies), None)
-    return Backbone(
-        tree.unflatten(flat), config, path.name, vocabulary.resolve() if vocabulary else None
-    )
+    return StoredBackbone(leaves, config, path.name, vocabulary.resolve() if vocabulary else None)
 
 
 def read_config(path: Path, named: str | None = None) -> Config:
@@ -204,13 +209,59 @@ def _tensor(path: Path, tensors: Tensors, name: str) -> StoredTensor:
     return tensors[name]
 
 
+def _leaf(path: Path, config: Config, rule: Rule, layout: Layout, tensors: Tensors) -> StoredTensor:
+    """One leaf of our tree: T5X's tensors of a row, their heads joined and their layers stacked."""
+    shape = _specs(config)[rule.ours].shape
+    names = _names(config, rule, layout)
+    sources = [tensors[name] for name in names]
+    read = functools.partial(_read_leaf, path, config, rule, layout, tensors)
+    if "/layers/" not in rule.ours:
+        # The relative bias is small, and its layers are compared.
+        plain = not rule.transpose and len(sources) == 1
+        part = sources[0].read_part if plain else None
+        return StoredTensor(shape, sources[0].dtype, read, part=part)
+    scanned = rule.stacked and layout.scanned
+    heads = _heads_axis(config, rule, layout)
+
+    def read_part(box: Index) -> np.ndarray:
+        there, cut = box[1:], (...,)
+        if heads is not None:
+            there, cut = _whole_heads(there, heads, config.d_kv)
+        if scanned:
+            layers = np.moveaxis(sources[0].read_part((there[0], box[0], *there[1:])), 1, 0)
+        else:
+            layers = np.stack([source.read_part(there) for source in sources[box[0]]])
+        if heads is not None:
+            first, last = layers.shape[: heads + 1], layers.shape[heads + 3 :]
+            layers = layers.reshape(*first, -1, *last)
+        return layers[(slice(None), *cut)]
+
+    # Layers apart lie in their own arrays; together they lie within the rows of one.
+    return StoredTensor(shape, sources[0].dtype, read, part=read_part, outer=1 if scanned else 0)
+
+
+def _heads_axis(config: Config, rule: Rule, layout: Layout) -> int | None:
+    """The axis of one layer of our leaf that T5X has as two, heads and their width."""
+    if not layout.split_heads or "attention/" not in rule.ours or not rule.ours.endswith("kernel"):
+        return None
+    return 0 if "/out/" in rule.ours else 1
+
+
+def _whole_heads(box: Index, axis: int, width: int) -> tuple[Index, Index]:
+    """The box of whole heads around a box of one layer of our leaf, and this one within it."""
+    first, last = box[axis].start // width, -(-box[axis].stop // width)
+    there = (*box[:axis], slice(first, last), slice(0, width), *box[axis + 1 :])
+    start, stop = box[axis].start - first * width, box[axis].stop - first * width
+    return there, (*(slice(None),) * axis, slice(start, stop))
+
+
 def _read_leaf(
-    path: Path, config: Config, rule: Rule, layout: Layout, tensors: Tensors, dtype: Any
-) -> jax.Array:
-    """One leaf of our tree, its layers stacked on axis 0 as they are read."""
+    path: Path, config: Config, rule: Rule, layout: Layout, tensors: Tensors
+) -> np.ndarray:
+    """A whole leaf of our tree, its layers stacked on axis 0 as they are read."""
     spec = _specs(config)[rule.ours]
     names = _names(config, rule, layout)
-    out = aligned_empty(spec.shape, tensors[names[0]].dtype if dtype is None else dtype)
+    out = aligned_empty(spec.shape, tensors[names[0]].dtype)
     stacked = "/layers/" in rule.ours
     for layer, array in enumerate(_layers(rule, layout, names, tensors)):
         array = array.T if rule.transpose else array
@@ -223,7 +274,7 @@ def _read_leaf(
                 f"{path}: {names[-1]} differs between the layers, as in umT5; this transformer "
                 "has one relative bias for all layers of a stack"
             )
-    return jax.device_put(out)
+    return out
 
 
 def _layers(rule: Rule, layout: Layout, names: list[str], tensors: Tensors) -> Iterator[np.ndarray]:

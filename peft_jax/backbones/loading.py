@@ -1,0 +1,186 @@
+"""A stored backbone, brought leaf by leaf to where its arrays lie.
+
+Every format describes what it holds as leaves of our tree that are not yet read: their shapes, and
+how a part of each is read. Here they become arrays. Of a leaf that a mesh splits only the parts of
+this process's devices are read, each once, in pieces, so that neither a model nor a large leaf of
+it is ever whole on a host that holds but a part of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from peft_jax import tree
+from peft_jax.backbones.base import Backbone
+from peft_jax.sharding import leaf_spec
+from peft_jax.tensor_files import (
+    Index,
+    StoredTensor,
+    aligned_empty,
+    bounded,
+    box_shape,
+    is_whole,
+)
+from peft_jax.transformer import Config
+
+# Bytes that are read before they are copied to their places.
+_PIECE = 32 * 2**20
+
+OnArray = Callable[[str, jax.Array], Any]
+"""``on_array(path, array)``: what stands in the tree in place of an array, such as int8 weights."""
+
+
+class StoredBackbone(NamedTuple):
+    """A backbone in files, checked and not yet read.
+
+    Attributes:
+      leaves: path in our tree -> the leaf, in our shape.
+      config: what they mean.
+      name: of the backbone.
+      vocabulary: the folder or file of its tokenizer, or None.
+    """
+
+    leaves: Mapping[str, StoredTensor]
+    config: Config
+    name: str
+    vocabulary: Path | None
+
+
+def read(
+    stored: StoredBackbone,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    on_leaf: Callable[[str], None] = lambda path: None,
+    on_array: OnArray | None = None,
+) -> Backbone:
+    """The arrays of a stored backbone.
+
+    Args:
+      stored: from a format's ``open_backbone``.
+      dtype: of the parameters; None keeps each as it is stored.
+      mesh: where they lie: split over its axes as ``sharding.leaf_spec`` says, and of every leaf
+        only the parts of this process's devices are read. None: on the default device.
+      on_leaf: called with the path of every leaf that is read.
+      on_array: called with every leaf; what it returns stands in the tree in its place, and the
+        array is let go before the next one is read.
+    """
+    flat: dict[str, Any] = {}
+    previous: Any = None
+    for path, leaf in stored.leaves.items():
+        array = _read_leaf(path, leaf, dtype, stored.config, mesh)
+        flat[path] = array if on_array is None else on_array(path, array)
+        # A copy to an accelerator goes on by itself, and holds the host's memory until it is done.
+        jax.block_until_ready(previous)
+        previous = flat[path]
+        del array
+        on_leaf(path)
+    return Backbone(tree.unflatten(flat), stored.config, stored.name, stored.vocabulary)
+
+
+def _read_leaf(
+    path: str, leaf: StoredTensor, dtype: Any, config: Config, mesh: Mesh | None
+) -> jax.Array:
+    dtype = np.dtype(leaf.dtype if dtype is None else dtype)
+    if mesh is None:
+        return jax.device_put(read_whole(leaf, dtype))
+    return read_parts(leaf, dtype, NamedSharding(mesh, leaf_spec(path, leaf.shape, config, mesh)))
+
+
+def read_whole(leaf: StoredTensor, dtype: Any) -> np.ndarray:
+    """A leaf in a dtype; cast piece by piece where it is stored in another."""
+    if leaf.dtype == dtype:
+        return leaf.read()
+    out = aligned_empty(leaf.shape, dtype)
+    _fill(leaf, [(bounded((slice(None),) * out.ndim, leaf.shape), out)])
+    return out
+
+
+def read_parts(leaf: StoredTensor, dtype: Any, sharding: NamedSharding) -> jax.Array:
+    """A leaf as a global array, of which this process reads what its devices hold."""
+    devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+        bounds = tuple((one.start, one.stop) for one in bounded(index, leaf.shape))
+        devices.setdefault(bounds, []).append(device)
+    boxes = [tuple(slice(*ends) for ends in bounds) for bounds in devices]
+    if all(is_whole(box, leaf.shape) for box in boxes):
+        parts = [read_whole(leaf, dtype) for _ in boxes]
+    else:
+        parts = [aligned_empty(box_shape(box), dtype) for box in boxes]
+        _fill(leaf, list(zip(boxes, parts, strict=True)))
+    arrays = [
+        jax.device_put(part, device)
+        for part, holders in zip(parts, devices.values(), strict=True)
+        for device in holders
+    ]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays, dtype=dtype)
+
+
+# --------------------------------------------------------------------------------------------
+# Boxes of a leaf into their arrays
+# --------------------------------------------------------------------------------------------
+Part = tuple[Index, np.ndarray]
+"""A box of a leaf, and the array that it is read into."""
+
+
+def _fill(leaf: StoredTensor, parts: list[Part]) -> None:
+    """Reads boxes of a leaf, which do not overlap, into their arrays, cast to their dtype."""
+    for first, last in _pieces(leaf, parts):
+        here = [cut for part in parts if (cut := _cut(part, leaf.outer, first, last))]
+        around = _around([box for box, _ in here])
+        if sum(array.size for _, array in here) == math.prod(box_shape(around)):
+            # Side by side they are one run of the file, or one read of every row.
+            piece = leaf.read_part(around)
+            for box, array in here:
+                array[...] = piece[_within(box, around)]
+        else:
+            for box, array in here:
+                array[...] = leaf.read_part(box)
+
+
+def _pieces(leaf: StoredTensor, parts: list[Part]) -> Iterator[tuple[int, int]]:
+    """Bounds along the outer axis, so that what lies between them is no more than a piece."""
+    if not leaf.shape:
+        yield 0, 1
+        return
+    around = _around([box for box, _ in parts])
+    size = [one.stop - one.start for one in around]
+    row = math.prod(size[: leaf.outer] + size[leaf.outer + 1 :]) * leaf.dtype.itemsize
+    step = max(1, _PIECE // max(row, 1))
+    for first in range(around[leaf.outer].start, around[leaf.outer].stop, step):
+        yield first, min(first + step, around[leaf.outer].stop)
+
+
+def _cut(part: Part, axis: int, first: int, last: int) -> Part | None:
+    """The part of a box between two bounds on an axis; None where it has none."""
+    box, array = part
+    if not box:
+        return part
+    start, stop = max(box[axis].start, first), min(box[axis].stop, last)
+    if start >= stop:
+        return None
+    inner = [slice(None)] * len(box)
+    inner[axis] = slice(start - box[axis].start, stop - box[axis].start)
+    return (*box[:axis], slice(start, stop), *box[axis + 1 :]), array[tuple(inner)]
+
+
+def _around(boxes: list[Index]) -> Index:
+    """The smallest box that holds all of them."""
+    return tuple(
+        slice(min(one.start for one in axis), max(one.stop for one in axis))
+        for axis in zip(*boxes, strict=True)
+    )
+
+
+def _within(box: Index, around: Index) -> Index:
+    """A box as seen from a larger one's corner."""
+    return tuple(
+        slice(one.start - whole.start, one.stop - whole.start)
+        for one, whole in zip(box, around, strict=True)
+    )
