@@ -41,6 +41,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peft_jax.constraints import BATCH, constrain
 from peft_jax.tree import Params
 
 # Added to the logits of masked positions. Finite, so that a row with every position masked (a
@@ -319,6 +320,7 @@ def mlp(
         hidden = gate * linear(params["wi_1"], x, site_key(key, 1))
     if "ia3" in params:
         hidden = hidden * per_row(params["ia3"], hidden).astype(x.dtype)
+    hidden = constrain(hidden, BATCH, *(None,) * (hidden.ndim - 2), "model")
     hidden = dropout(site_key(key, 2), hidden, rate)
     return linear(params["wo"], hidden, site_key(key, 3))
 

@@ -53,6 +53,7 @@ from peft_jax.architecture import (
     init,
     specification,
 )
+from peft_jax.constraints import BATCH, constrain
 from peft_jax.errors import InputError
 from peft_jax.soft_tokens import Placed, overwrite_prompt, place_soft_tokens, spread, take
 from peft_jax.stacks import Batch, PerTask, Tail, for_tasks, scan_layers, without_tails
@@ -142,7 +143,9 @@ def _residual(config: Config, params: Params, name: str, x: jax.Array, branch) -
         # In a post-norm family it reads the normed sum, and its result is normed again.
         norm = params[f"{name}_norm"]
         x = x + layers.bottleneck(adapters["outer"], _norm(config, norm, x) if post else x)
-    return _norm(config, params[f"{name}_norm"], x) if post else x
+    # Whole in width: were it split there, as weights over "fsdp" suggest, every product would
+    # exchange activations of the whole batch and not the weights of a layer.
+    return constrain(_norm(config, params[f"{name}_norm"], x) if post else x, BATCH, None, None)
 
 
 def _prompt_length(params: Params, stack: str) -> int:
@@ -252,7 +255,7 @@ def _embed(
         x = x + layers.look_up(table, positions + config.position_offset).astype(dtype)
     if config.embedding_norm:
         x = _norm(config, own["embedding_norm"], x)
-    return x
+    return constrain(x, BATCH, None, None)
 
 
 def _check_length(config: Config, params: Params, stack: str, length: int) -> None:
@@ -327,7 +330,7 @@ def _view(
         if len(relative) > 1:  # each input's own, for all of its sequences
             rows = max(len(positions), bias.shape[0] if bias.ndim else 1)
             relative = jnp.repeat(relative, rows // len(relative), axis=0)
-        bias = bias + relative
+        bias = bias + constrain(relative, BATCH, "model", None, None)
     if stack == "decoder" and config.local_layers and config.window is not None:
         distance = positions[:, None, :, None] - key_positions[:, None, None, :]
         near = layers.mask_bias(visible & (distance < config.window))
@@ -376,7 +379,7 @@ def _keys_values(
     """
     k = layers.linear(params["key"], x, layers.site_key(key, 0))
     v = layers.linear(params["value"], x, layers.site_key(key, 1))
-    k, v = (layers.split_heads(each, config.kv_heads) for each in (k, v))
+    k, v = (_by_heads(each, config.kv_heads) for each in (k, v))
     k = _norm_and_turn(config, params.get("key_norm"), k, turn)
     return k.swapaxes(-2, -3), v.swapaxes(-2, -3)
 
@@ -408,6 +411,11 @@ def _prefix(
     return [layers.Keys(key, value, own)]
 
 
+def _by_heads(x: jax.Array, heads: int) -> jax.Array:
+    """[B, T, H*K] -> [B, T, H, K], whole heads on a device."""
+    return constrain(layers.split_heads(x, heads), BATCH, None, "model", None)
+
+
 def _norm_and_turn(config, norm: Params | None, heads, turn) -> jax.Array:
     if norm is not None:
         heads = _norm(config, norm, heads)
@@ -424,7 +432,7 @@ def _attention(
 ) -> jax.Array:
     """Query projection, attention, output projection and its dropout: one residual branch."""
     q = layers.linear(params["query"], x, layers.site_key(key, 0))
-    q = layers.split_heads(q, config.num_heads)
+    q = _by_heads(q, config.num_heads)
     q = _norm_and_turn(config, params.get("query_norm"), q, turn)
     rate = config.dropout if config.attention_dropout is None else config.attention_dropout
     out = layers.attend(
@@ -999,7 +1007,8 @@ def head(
         out = layers.linear(params["lm_head"], hidden, key)
     if config.logit_softcap is not None:
         out = config.logit_softcap * jnp.tanh(out / config.logit_softcap)
-    return out
+    # The loss reduces over the vocabulary in parts.
+    return constrain(out, BATCH, *(None,) * (out.ndim - 2), "model")
 
 
 def _before_head(config: Config, params: Params, hidden: jax.Array, key) -> jax.Array:
