@@ -30,7 +30,7 @@ import numpy as np
 import optax
 from rich.console import Console
 
-from peft_jax import report, sharding, tree
+from peft_jax import compilation, report, sharding, tree
 from peft_jax._version import __version__
 from peft_jax.adapter import FILE as ADAPTER_FILE
 from peft_jax.adapter import save_adapter
@@ -72,6 +72,7 @@ from peft_jax.mixed_examples import (
 from peft_jax.objectives import Objective
 from peft_jax.optimizers import make_optimizer
 from peft_jax.placement import notes_of_mesh, open_backbone, open_mesh, placed
+from peft_jax.profiling import Profile, StepTimes, Tracer, longest_operations, split_line
 from peft_jax.progress import TrainingProgress, step_bar
 from peft_jax.run_data import Rows, notes_of, open_examples, with_metrics
 from peft_jax.text_examples import TextExamples
@@ -252,6 +253,8 @@ class Training:
     sampler: Sampler = dataclasses.field(init=False)
     examples: Rows = dataclasses.field(init=False)
     state: TrainState = dataclasses.field(init=False)
+    times: StepTimes = dataclasses.field(default_factory=StepTimes)
+    tracer: Tracer = dataclasses.field(default_factory=Tracer)
 
     @property
     def frozen(self) -> tree.Params:
@@ -350,14 +353,18 @@ def train_steps(run: Training, until: int) -> Iterator[tuple[int, dict[str, jax.
     """Makes updates up to step ``until``; yields (updates made, metrics still on the device)."""
     several = jax.default_backend() == "cpu" and run.mesh.size > 1
     for made in range(int(run.state.step) + 1, until + 1):
-        batch = next(run.sampler)
-        for name in ("row", "task_ids"):
-            batch.pop(name, None)
-        placed = sharding.put_batch(run.mesh, batch)
-        run.state, metrics = run.step(run.state, run.frozen, placed)
-        if several:
-            # Forced host devices share threads: queued collectives would wait for each other.
-            jax.block_until_ready(run.state)
+        with run.tracer.step(made):
+            with run.times("data"):
+                batch = next(run.sampler)
+                for name in ("row", "task_ids"):
+                    batch.pop(name, None)
+                placed = sharding.put_batch(run.mesh, batch)
+            with run.times("compute"):
+                run.state, metrics = run.step(run.state, run.frozen, placed)
+                if several:
+                    # Forced host devices share threads: queued collectives would wait for each
+                    # other.
+                    jax.block_until_ready(run.state)
         yield made, metrics
 
 
@@ -371,6 +378,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
+    profile: Profile | None = None,
 ) -> dict[str, Any]:
     """Trains, evaluates, and leaves the folder described above; returns what result.json holds.
 
@@ -378,6 +386,7 @@ def run(
       output: the run's folder. One that holds a run is refused unless told what to do with it.
       resume: go on from the folder's newest checkpoint; the fields must be the same.
       overwrite: delete the folder's run first.
+      profile: steps that are traced, for TensorBoard.
 
     Raises:
       InputError: bad input, before anything is trained or overwritten; or a loss that is not a
@@ -385,6 +394,7 @@ def run(
       Interrupted: Ctrl-C or SIGTERM, after saving.
     """
     console = console or Console()
+    compiled = compilation.CompileTimes()
     check(config)
     _check_folder(config, output, resume, overwrite)
     mesh = open_mesh(config)
@@ -409,7 +419,10 @@ def run(
     training = set_up(config, backbone, train_examples, mesh)
     check_method(training.method, backbone, test_examples)
     _open_folder(config, output, overwrite)
-    return _Run(output, training, test_examples, console).go(resume)
+    training.tracer = Tracer(profile)
+    made = _Run(output, training, test_examples, console)
+    made.compiled = compiled
+    return made.go(resume)
 
 
 def _check_labels(examples: Rows) -> None:
@@ -466,6 +479,7 @@ class _Run:
             output / "checkpoints", self.config.training.keep_checkpoints
         )
         self.seconds = 0.0
+        self.compiled = compilation.CompileTimes()
         self.zero_shot: dict[str, Any] | None = None
         self._stop: int | None = None
         self._compiled: tuple[int, float] | None = None  # first step made here, seconds by then
@@ -547,24 +561,34 @@ class _Run:
         pending: list[dict[str, jax.Array]] = []
         shown = TrainingProgress(self.console, config.steps, config.batch_size)
         started = time.perf_counter() - self.seconds
-        with shown:
+        times, tracer = self.training.times, self.training.tracer
+        with shown, tracer:
             shown.start_at(int(self.training.state.step))
             for made, metrics in train_steps(self.training, config.steps):
                 pending.append(metrics)
                 if self._compiled is None:
                     jax.block_until_ready(metrics)
                     self._compiled = made, time.perf_counter() - started
+                    times.restart()
+                if tracer.done(metrics):
+                    self._tell_trace(tracer)
                 at_end = made == config.steps
                 save = made % config.checkpoint_every == 0 or at_end or self._stop is not None
                 if made % config.log_every == 0 or save:
-                    means = _means(pending)
-                    pending = []
-                    self.seconds = time.perf_counter() - started
-                    _check_finite(means, made, self.checkpoints.latest())
-                    log.write(made, **means, examples_per_second=self._speed(made))
-                    shown.update(made, means, self._speed(made))
+                    with times("compute"):
+                        jax.block_until_ready(pending)
+                    with times("logging"):
+                        means = _means(pending)
+                        self.seconds = time.perf_counter() - started
+                        _check_finite(means, made, self.checkpoints.latest())
+                        speed = self._speed(made)
+                        split = times.take(len(pending))
+                        log.write(made, **means, examples_per_second=speed, **split)
+                        shown.update(made, means, speed)
+                        pending = []
                 if save:
-                    self._save()
+                    with times("saving"):
+                        self._save()
                 if self._stop is not None:
                     raise Interrupted(made, self._stop)
                 every = config.evaluate_every
@@ -573,6 +597,20 @@ class _Run:
                     score = self._evaluate("evaluation", quiet=True).reported[1].median
                     log.write(made, evaluation_score=score)
                     started += time.perf_counter() - before
+
+    def _tell_trace(self, tracer: Tracer) -> None:
+        """Where the trace lies, and what took longest in it."""
+        folder = tracer.written
+        assert folder is not None
+        self.console.print(
+            f"trace written: tensorboard --logdir {folder}", markup=False, soft_wrap=True
+        )
+        for name, seconds, runs in longest_operations(folder, 5):
+            self.console.print(f"  {1e3 * seconds:9.1f} ms  {runs:6d} x  {name}", markup=False)
+
+    def _timed_steps(self) -> int:
+        """Steps that this process has made since its first, which compiles."""
+        return self.config.training.steps - (self._compiled or (self.config.training.steps, 0))[0]
 
     def _speed(self, made: int) -> float:
         """Examples per second since this process's first step, which is mostly compilation."""
@@ -620,6 +658,8 @@ class _Run:
             "adapter_bytes": path.stat().st_size,
             "training_seconds": self.seconds,
             "examples_per_second": self._speed(config.training.steps),
+            "loop_seconds": run.times.totals() | {"steps": self._timed_steps()},
+            "compilation": self.compiled.report(),
             "zero_shot": self.zero_shot,
             "evaluation": evaluation.summary(config.evaluation.bootstrap),
             "devices": [d.device_kind for d in run.mesh.devices.flat],
@@ -633,6 +673,9 @@ class _Run:
         metrics = report.read_metrics(self.output / "metrics.jsonl")
         report.draw_run(self.output / "run.png", metrics, result)
         self.console.print(report.run_table(result))
+        if self._timed_steps():
+            self.console.print(split_line(run.times.totals(), self._timed_steps()), markup=False)
+        self.console.print(compilation.summary(result["compilation"]), markup=False, soft_wrap=True)
         for note in evaluation.notes:
             self.console.print(note, markup=False, soft_wrap=True)
         self.console.print(f"written to {self.output}: {ADAPTER_FILE}, result.json, run.png")
