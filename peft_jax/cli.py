@@ -27,8 +27,17 @@ FLAT = (tyro.conf.FlagCreatePairsOff,)
 T_FEW_SEEDS = (42, 1024, 0, 1, 32)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiling:
+    """What every command that compiles asks for."""
+
+    compilation_cache: str = "auto"
+    """Folder where compiled programs are kept for the next run, also gs://. auto: what
+    JAX_COMPILATION_CACHE_DIR says, else ~/.cache/peft_jax/compiled; off: nothing is kept."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(Compiling):
     """Fine-tune a method on one task, evaluate it, and leave a folder with the adapter."""
 
     output: Path
@@ -40,10 +49,14 @@ class Train:
     """Go on from the output folder's newest checkpoint, with the fields it was started with."""
     overwrite: bool = False
     """Delete the run in the output folder first."""
+    profile: bool = False
+    """Write a trace of a few steps, for TensorBoard or XProf, to OUTPUT/profile."""
+    profile_steps: int = 5
+    """With --profile: so many steps, from the third that is made."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Compiling):
     """Evaluate a saved adapter, or a backbone by itself, on one task or on many."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
@@ -57,7 +70,7 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Predict:
+class Predict(Compiling):
     """Answer one input with a saved adapter."""
 
     adapter: Path
@@ -226,7 +239,7 @@ class ShowTask:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Study(Compiling):
     """Many runs, one table, one picture."""
 
     name: Literal["few_shot", "methods", "underspecified"]
@@ -297,6 +310,10 @@ def _parse(kind: type, name: str, arguments: Sequence[str], **defaults: Any):
         default=kind(**missing, **defaults),
         config=FLAT,
     )
+    if isinstance(given, Compiling):
+        from peft_jax.compilation import enable_cache
+
+        enable_cache(given.compilation_cache)
     if experiment is None:
         return given
     return dataclasses.replace(given, experiment=Experiment(**vars(given.experiment)))
@@ -344,8 +361,15 @@ def train(arguments: Sequence[str]) -> None:
         default = configuration.load_preset(name or "tfew")
     given = _parse(Train, "train", arguments, experiment=default)
     from peft_jax.experiment import run
+    from peft_jax.profiling import Profile
 
-    run(given.experiment, given.output, resume=given.resume, overwrite=given.overwrite)
+    run(
+        given.experiment,
+        given.output,
+        resume=given.resume,
+        overwrite=given.overwrite,
+        profile=Profile(given.output / "profile", given.profile_steps) if given.profile else None,
+    )
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -556,7 +580,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     default = PretrainConfig() if name is None else configuration.load_preset(name, PretrainConfig)
 
     @dataclasses.dataclass(frozen=True)
-    class Pretrain:
+    class Pretrain(Compiling):
         """Train a tiny T5 on the embedded training tasks; the preset pretrain_tiny made ours."""
 
         pretraining: Annotated[PretrainConfig, tyro.conf.arg(name="")]
