@@ -8,9 +8,10 @@ that neither way needs more than one copy of a model.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -186,12 +187,12 @@ def _entry(path: Path, entry: dict[str, Any], data: int, size: int) -> StoredTen
     if data + end > size:
         raise ValueError(f"it is cut short: {size} bytes of at least {data + end}")
 
+    def part(box: Index) -> np.ndarray:
+        with open_file(path) as file:
+            return read_box(file, data + start, shape, dtype, box)
+
     def read() -> np.ndarray:
-        array = aligned_empty(shape, dtype)
-        with path.open("rb", buffering=0) as file:
-            file.seek(data + start)
-            _fill(file, array.reshape(-1).view(np.uint8), path)
-        return array
+        return part(tuple(slice(0, size) for size in shape))
 
     def map_it() -> np.ndarray:
         if start == end:  # nothing can be mapped
@@ -199,7 +200,7 @@ def _entry(path: Path, entry: dict[str, Any], data: int, size: int) -> StoredTen
         # As a plain array: looking up rows of a memmap is several times slower.
         return np.memmap(path, dtype, "r", data + start, shape).view(np.ndarray)
 
-    return StoredTensor(shape, dtype, read, map_it)
+    return StoredTensor(shape, dtype, read, map_it, part)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -211,11 +212,80 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return buffer[offset : offset + size].view(dtype).reshape(shape)
 
 
-def _fill(file, buffer: np.ndarray, path: Path) -> None:
+# --------------------------------------------------------------------------------------------
+# Boxes of an array in a file
+# --------------------------------------------------------------------------------------------
+# Bytes between two runs that are read rather than skipped: a seek costs about as much.
+_HOLE = 2**18
+# Bytes that are read at once where runs are picked from between such holes.
+_BLOCK = 2**23
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file to read tensors from, without a buffer of Python's own in between."""
+    return path.open("rb", buffering=0)
+
+
+def read_box(
+    file: BinaryIO, start: int, shape: tuple[int, ...], dtype: Any, box: Index
+) -> np.ndarray:
+    """A box of an array that lies in a file row by row; aligned as :func:`aligned_empty` is.
+
+    Only the box is held in memory, and of the file no more is read than it, and short holes in it.
+
+    Args:
+      file: opened to read bytes; where it stands is changed.
+      start: place of the array's first byte.
+      shape, dtype: of the array.
+      box: with numbers for its bounds.
+
+    Raises:
+      InputError: the file ends before the box does.
+    """
+    out = aligned_empty(box_shape(box), dtype)
+    strides = [out.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    corner = start + sum(one.start * stride for one, stride in zip(box, strides, strict=True))
+    cut = [axis for axis in range(len(shape)) if out.shape[axis] != shape[axis]]
+    last = cut[-1] if cut else 0
+    if out.size == 0:
+        return out
+    if last == 0:  # one run
+        _read_into(file, corner, _bytes_of(out))
+        return out
+    stride = strides[last - 1]
+    for outer in np.ndindex(out.shape[: last - 1]):
+        place = corner + sum(i * s for i, s in zip(outer, strides, strict=False))
+        runs = _bytes_of(out[outer]).reshape(out.shape[last - 1], -1)
+        _read_runs(file, place, stride, runs)
+    return out
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1).view(np.uint8)
+
+
+def _read_runs(file: BinaryIO, place: int, stride: int, runs: np.ndarray) -> None:
+    """Reads runs of bytes [N, bytes], each ``stride`` bytes behind the one before."""
+    count, length = runs.shape
+    several = _BLOCK // stride
+    if stride - length >= _HOLE or several < 2:
+        for i, run in enumerate(runs):
+            _read_into(file, place + i * stride, run)
+        return
+    block = np.empty(several * stride, np.uint8)
+    for first in range(0, count, several):
+        here = min(several, count - first)
+        # The hole behind the last run may be the end of the file.
+        _read_into(file, place + first * stride, block[: (here - 1) * stride + length])
+        runs[first : first + here] = block.reshape(several, stride)[:here, :length]
+
+
+def _read_into(file: BinaryIO, place: int, buffer: np.ndarray) -> None:
+    file.seek(place)
     # One call reads at most 2 GiB on Linux.
     done = 0
     while done < len(buffer):
-        count = file.readinto(buffer[done:])
+        count = file.readinto(buffer[done:])  # type: ignore[attr-defined]
         if not count:
-            raise InputError(f"{path} ends in the middle of a tensor")
+            raise InputError(f"{file.name} ends in the middle of a tensor")
         done += count

@@ -12,12 +12,14 @@ followed by the storages. What is written is the zip archive, which torch also l
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import pickle
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,7 +28,7 @@ import numpy as np
 
 from peft_jax.errors import InputError
 from peft_jax.files import replace_file
-from peft_jax.tensor_files import StoredTensor
+from peft_jax.tensor_files import Index, StoredTensor, open_file, read_box
 
 _DTYPES = {
     "DoubleStorage": np.float64,
@@ -250,19 +252,22 @@ def open_torch(path: str | Path) -> dict[str, StoredTensor]:
         raise InputError(f"no file at {path}")
     try:
         with path.open("rb") as file:
-            held, read = (_open_zip if zipfile.is_zipfile(path) else _open_legacy)(path, file)
+            is_zip = zipfile.is_zipfile(file)
+            file.seek(0)
+            opened = (_open_zip if is_zip else _open_legacy)(path, file)
     except InputError as error:
         raise InputError(f"{path} {error}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     except _DAMAGE as error:
         raise InputError(f"{path} is not a readable torch file: {error}") from None
+    held, read, place = opened
     if not isinstance(held, dict):
         raise InputError(f"{path} holds a {_kind(held)}; wanted a dict of tensors")
     for name, view in held.items():
         if not isinstance(name, str) or not isinstance(view, _View):
             raise InputError(f"{path} holds a {_kind(view)} at {name!r}; wanted a tensor")
-    return {name: _stored(path, view, read) for name, view in held.items()}
+    return {name: _stored(path, view, read, place) for name, view in held.items()}
 
 
 def read_torch(path: str | Path) -> dict[str, np.ndarray]:
@@ -275,25 +280,55 @@ def _kind(value: Any) -> str:
 
 
 Reader = Callable[[_Storage], bytes]
+"""Reads a storage, checked against what the file says of it."""
+
+Place = Callable[[_Storage], int | None]
+"""Where the bytes of a storage start in the file; None where they are packed."""
 
 
-def _stored(path: Path, view: _View, read: Reader) -> StoredTensor:
+def _stored(path: Path, view: _View, read: Reader, place: Place) -> StoredTensor:
+    dtype = view.storage.dtype
+    strides = [stride * dtype.itemsize for stride in view.strides]
+
     def array() -> np.ndarray:
-        dtype = view.storage.dtype
-        try:
+        with _damage_named(path):
             data = read(view.storage)
-        except (OSError, *_DAMAGE) as error:
-            raise InputError(f"{path} is not a readable torch file: {error}") from None
         flat = np.frombuffer(data, dtype)[view.offset :]
-        strides = [stride * dtype.itemsize for stride in view.strides]
         if not flat.size:
             return np.zeros(view.shape, dtype)
         return np.lib.stride_tricks.as_strided(flat, view.shape, strides).copy()
 
-    return StoredTensor(view.shape, view.storage.dtype, array)
+    def part(box: Index) -> np.ndarray:
+        with _damage_named(path):
+            start = place(view.storage)
+        if start is None:
+            return array()[box]
+        start += view.offset * dtype.itemsize
+        with open_file(path) as file:
+            # Torch keeps a matrix that was turned round as a view of what it was.
+            order = sorted(range(len(view.shape)), key=lambda axis: -view.strides[axis])
+            turned = tuple(view.shape[axis] for axis in order)
+            if [view.strides[axis] for axis in order] != _row_major(turned):
+                return array()[box]
+            found = read_box(file, start, turned, dtype, tuple(box[axis] for axis in order))
+        return found.transpose(np.argsort(order))
+
+    return StoredTensor(view.shape, dtype, array, part=part)
 
 
-def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Reader]:
+def _row_major(shape: tuple[int, ...]) -> list[int]:
+    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, *_DAMAGE) as error:
+        raise InputError(f"{path} is not a readable torch file: {error}") from None
+
+
+def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Reader, Place]:
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         programs = [name for name in names if name.endswith("data.pkl")]
@@ -306,19 +341,38 @@ def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Reader]:
             raise InputError("was written on a machine with big-endian numbers")
         held = _interpret(io.BytesIO(archive.read(programs[0])))
 
+        entries = {entry.filename: entry for entry in archive.infolist()}
+
+    def entry_of(storage: _Storage) -> zipfile.ZipInfo:
+        entry = entries[f"{root}data/{storage.key}"]
+        wanted = storage.size * storage.dtype.itemsize
+        # Compared before it is unpacked: a few bytes of a zip can become any number.
+        if entry.file_size != wanted:
+            raise ValueError(f"storage {storage.key} has {entry.file_size} bytes, not {wanted}")
+        return entry
+
     def read(storage: _Storage) -> bytes:
-        with zipfile.ZipFile(path) as archive:
-            entry = archive.getinfo(f"{root}data/{storage.key}")
-            wanted = storage.size * storage.dtype.itemsize
-            # Compared before it is unpacked: a few bytes of a zip can become any number.
-            if entry.file_size != wanted:
-                raise ValueError(f"storage {storage.key} has {entry.file_size} bytes, not {wanted}")
+        entry = entry_of(storage)
+        with path.open("rb") as again, zipfile.ZipFile(again) as archive:
             return archive.read(entry)
 
-    return held, read
+    def place(storage: _Storage) -> int | None:
+        entry = entry_of(storage)
+        if entry.compress_type != zipfile.ZIP_STORED:
+            return None
+        with path.open("rb") as again:
+            again.seek(entry.header_offset)
+            header = again.read(30)
+        # In front of the bytes the entry has its name again, and a filling of any length.
+        signature, name, filling = struct.unpack("<4s22xHH", header)
+        if signature != b"PK\x03\x04":
+            raise ValueError(f"storage {storage.key} is not where the archive says")
+        return entry.header_offset + 30 + name + filling
+
+    return held, read, place
 
 
-def _open_legacy(path: Path, file: BinaryIO) -> tuple[Any, Reader]:
+def _open_legacy(path: Path, file: BinaryIO) -> tuple[Any, Reader, Place]:
     try:
         if _interpret(file) != _LEGACY_MAGIC or _interpret(file) != _LEGACY_PROTOCOL:
             raise ValueError("its first number is not torch's")
@@ -329,7 +383,7 @@ def _open_legacy(path: Path, file: BinaryIO) -> tuple[Any, Reader]:
     held = _interpret(file)
     keys, here = _interpret(file), file.tell()
     storages = {view.storage.key: view.storage for view in _views(held)}
-    size = path.stat().st_size
+    size = file.seek(0, io.SEEK_END)
     places: dict[str, int] = {}
     for key in keys:
         if str(key) not in storages:
@@ -350,7 +404,7 @@ def _open_legacy(path: Path, file: BinaryIO) -> tuple[Any, Reader]:
             again.seek(places[storage.key])
             return again.read(storage.size * storage.dtype.itemsize)
 
-    return held, read
+    return held, read, lambda storage: places[storage.key]
 
 
 def _views(value: Any) -> list[_View]:

@@ -7,6 +7,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from peft_jax import tensor_files
 from peft_jax.errors import InputError
 from peft_jax.tensor_files import open_tensors, open_with_metadata, write_tensors
 
@@ -117,3 +118,55 @@ def test_mapped_tensors_are_those_that_are_read(tmp_path):
         assert mapped.dtype == stored.dtype
         np.testing.assert_array_equal(mapped, stored.read(), err_msg=name)
         assert not (mapped.size and mapped.flags.writeable)
+
+
+# ------------------------------------------------------------------------------ parts
+
+
+@pytest.mark.parametrize(
+    ("hole", "block"), [(2**18, 2**23), (0, 2**23), (16, 2**23), (2**18, 100), (2**18, 400)]
+)
+def test_parts_are_those_of_the_whole(tmp_path, monkeypatch, hole, block):
+    monkeypatch.setattr(tensor_files, "_HOLE", hole)
+    monkeypatch.setattr(tensor_files, "_BLOCK", block)
+    rng = np.random.default_rng(0)
+    made = {
+        "a": rng.standard_normal((5, 7, 6)).astype(np.float32),
+        "b": rng.standard_normal((11, 4)).astype(jnp.bfloat16),
+        "c": np.arange(9),
+    }
+    write_tensors(tmp_path / "a.safetensors", made)
+    for name, stored in open_tensors(tmp_path / "a.safetensors").items():
+        for _ in range(60):
+            ends = (sorted(map(int, rng.integers(0, n + 1, 2))) for n in stored.shape)
+            box = tuple(slice(*e) if rng.random() < 0.7 else slice(None) for e in ends)
+            np.testing.assert_array_equal(stored.read_part(box), made[name][box], str(box))
+
+
+def test_of_a_part_little_else_is_read(tmp_path, monkeypatch):
+    made = np.arange(64 * 32 * 1000, dtype=np.float32).reshape(64, 32, 1000)
+    write_tensors(tmp_path / "a.safetensors", {"a": made})
+    stored = open_tensors(tmp_path / "a.safetensors")["a"]
+    asked, into = [], tensor_files._read_into
+
+    def counted(file, place, buffer):
+        asked.append(buffer.size)
+        into(file, place, buffer)
+
+    monkeypatch.setattr(tensor_files, "_read_into", counted)
+    stored.read_part((slice(8, 16), slice(None), slice(None)))
+    assert sum(asked) == made.nbytes // 8  # one run
+    asked.clear()
+    stored.read_part((slice(None), slice(0, 8), slice(None)))
+    assert made.nbytes // 4 <= sum(asked) < made.nbytes  # its holes are short
+    monkeypatch.setattr(tensor_files, "_HOLE", 2**10)
+    asked.clear()
+    stored.read_part((slice(None), slice(0, 8), slice(None)))
+    assert sum(asked) == made.nbytes // 4
+
+
+@pytest.mark.parametrize("box", [(slice(0, 2),), (slice(None, None, 2), slice(None))])
+def test_what_is_no_box_is_refused(tmp_path, box):
+    write_tensors(tmp_path / "a.safetensors", {"a": np.ones((4, 4))})
+    with pytest.raises(ValueError, match="index"):
+        open_tensors(tmp_path / "a.safetensors")["a"].read_part(box)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from peft_jax import tensor_files
 from peft_jax.errors import InputError
 from peft_jax.torch_files import open_torch, read_torch, write_torch
 from tests.oracle import GOLDEN
@@ -186,3 +187,45 @@ def test_every_cut_of_the_old_format_is_noticed(tmp_path):
         with pytest.raises(InputError):
             read_torch(tmp_path / "cut.pt")
     assert read_torch(FOLDER / "legacy.pt")
+
+
+BOXES = [
+    (slice(1, 3), slice(None), slice(0, 4)),
+    (slice(None), slice(2, 3), slice(None)),
+    (slice(0, 4), slice(0, 3), slice(1, 2)),
+    (slice(2, 2), slice(None), slice(None)),
+]
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_parts_are_those_of_the_whole(tmp_path, box):
+    """Of tensors that lie row by row, of views that are turned round, and of packed ones."""
+    whole = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
+    view = tensor(shape=(4, 3, 5), strides=(1, 4, 12)).replace(b"X\x03\x00\x00\x00cpuK\x04", b"X\x03\x00\x00\x00cpuK\x3c")  # fmt: skip
+    flat = np.ascontiguousarray(whole.transpose(2, 1, 0)).tobytes()
+    turned = as_zip(tmp_path / "turned.pt", view, data__0=flat)
+    write_torch(tmp_path / "rows.pt", {"a": whole})
+    with zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", view)
+        archive.writestr("x/data/0", flat)
+    for path in (turned, tmp_path / "rows.pt", tmp_path / "packed.pt"):
+        np.testing.assert_array_equal(open_torch(path)["a"].read_part(box), whole[box], str(path))
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy"])
+def test_parts_of_what_torch_wrote(kind):
+    for name, held in open_torch(FOLDER / f"{kind}.pt").items():
+        box = tuple(slice(n // 3, n - n // 4) for n in held.shape)
+        np.testing.assert_array_equal(held.read_part(box), held.read()[box], name)
+
+
+def test_a_part_reads_no_other_bytes(tmp_path, monkeypatch):
+    write_torch(tmp_path / "a.pt", {"a": np.ones((1000, 64), np.float32)})
+    held = open_torch(tmp_path / "a.pt")["a"]
+    asked = []
+    into = tensor_files._read_into
+    monkeypatch.setattr(
+        tensor_files, "_read_into", lambda f, at, to: (asked.append(to.size), into(f, at, to))
+    )
+    assert held.read_part((slice(100, 200), slice(None))).sum() == 6400
+    assert sum(asked) == 100 * 64 * 4
