@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
-from peft_jax import tree
+from peft_jax import quantization, tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
 from peft_jax.methods.merging import merge
@@ -54,6 +54,9 @@ def fisher_information(
     flat = tree.flatten(backbone.params)
     paths = list(flat) if targets is None else tree.match(targets, flat, "parameter")
     chosen = {path: flat[path] for path in paths}
+    frozen = [path for path in paths if quantization.is_quantized(flat[path])]
+    if frozen:
+        raise InputError(f"{frozen[0]!r} is quantised and has no gradient: choose other targets")
     rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
     total = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in chosen.items()}
     number = 0

@@ -41,7 +41,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peft_jax import quantization
 from peft_jax.constraints import BATCH, constrain
+from peft_jax.errors import InputError
 from peft_jax.tree import Params
 
 # Added to the logits of masked positions. Finite, so that a row with every position masked (a
@@ -60,8 +62,10 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     kernel's dtype, never the kernel converted up. Left to itself, the backward pass would convert
     the kernel, and inside a scan keep that second copy of the whole model.
 
-    A kernel [B, in, out] is each input's own.
+    A kernel [B, in, out] is each input's own. A quantised one is unpacked inside the product.
     """
+    if quantization.is_quantized(kernel):
+        return quantization.matmul(x, kernel)
     if kernel.ndim == 3:
         return _times(x, kernel.astype(x.dtype))
     if x.dtype == kernel.dtype:
@@ -194,8 +198,16 @@ def fold_linear(params: Params) -> Params:
     """The plain ``kernel`` (and ``bias``) that computes what :func:`linear` does at evaluation.
 
     Sums and products are taken in float32 and rounded once. Leading (layer) axes are kept.
+
+    Raises:
+      InputError: the kernel is quantised; what is folded into it would be rounded away.
     """
     kernel = params["kernel"]
+    if quantization.is_quantized(kernel):
+        raise InputError(
+            "an adapter cannot be folded into quantised kernels: load the backbone without "
+            "quantising it, or fold into backbone.dequantize()"
+        )
     folded = kernel.astype(jnp.float32)
     bias = params.get("bias")
     bias = None if bias is None else bias.astype(jnp.float32)

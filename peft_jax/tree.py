@@ -86,16 +86,28 @@ def join(one: Mapping[str, Any], other: Mapping[str, Any]) -> Params:
 
 
 def count(tree: Any) -> int:
-    """Number of scalars in a tree of arrays or of ``jax.ShapeDtypeStruct``."""
-    return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(tree))
+    """Number of scalars in a tree of arrays or of ``jax.ShapeDtypeStruct``.
+
+    Of a quantised leaf its entries are counted, and not their scales.
+    """
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: hasattr(leaf, "qvalue"))
+    return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in leaves)
 
 
 def size_in_bytes(tree: Any) -> int:
-    """Bytes that the arrays of a tree hold."""
+    """Bytes that the arrays of a tree hold on a device, where two entries of 4 bits take one."""
     return sum(
-        int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize
+        -(-int(np.prod(leaf.shape, dtype=np.int64)) * bits(leaf.dtype) // 8)
         for leaf in jax.tree.leaves(tree)
     )
+
+
+def bits(dtype: Any) -> int:
+    """Bits of one entry on a device."""
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return 64
+    four = np.dtype(dtype).name in ("int4", "uint4")
+    return 4 if four else 8 * np.dtype(dtype).itemsize
 
 
 def ends_with(pattern: str, path: str) -> bool:

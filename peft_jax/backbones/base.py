@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peft_jax import transformer, tree
+from peft_jax import quantization, transformer, tree
 from peft_jax.errors import InputError
 from peft_jax.layers import ACTIVATIONS
 from peft_jax.transformer import Batch, Config
@@ -29,12 +29,14 @@ class Backbone:
       config: what the parameters mean.
       name: where it came from: a named configuration or a folder.
       vocabulary: the folder or file that ``tokenizer.load_tokenizer`` reads, or None.
+      fingerprint: of the weights before they were quantised (:class:`Fingerprint`); None: these.
     """
 
     params: Params
     config: Config = dataclasses.field(metadata={"static": True})
     name: str = dataclasses.field(default="", metadata={"static": True})
     vocabulary: Path | None = dataclasses.field(default=None, metadata={"static": True})
+    fingerprint: str | None = dataclasses.field(default=None, metadata={"static": True})
 
     def logits(self, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """Logits [B, T, V] float32 of a batch with the keys of seqio's feature converters.
@@ -58,6 +60,21 @@ class Backbone:
             if changes["dropout"] == 0:
                 changes = {"activation_dropout": None} | changes
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
+
+    def quantize(self, kind: str) -> Backbone:
+        """The same backbone with the kernels of its layers in "int8" or "nf4" (``quantization``).
+
+        Adapters do not tell the two apart: its fingerprint stays that of the weights before.
+        """
+        if quantization.kind_of(self.params) != "none":
+            raise InputError(f"this backbone is {quantization.kind_of(self.params)} already")
+        known = self.fingerprint or identity(self)["fingerprint"]
+        params = quantization.quantize_params(self.params, kind)
+        return dataclasses.replace(self, params=params, fingerprint=known)
+
+    def dequantize(self) -> Backbone:
+        """The same backbone with plain arrays, rounded as :meth:`quantize` left them."""
+        return dataclasses.replace(self, params=quantization.dequantize_params(self.params))
 
     def classify(self, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """Logits [B, labels] float32 of the classification head; see ``transformer.classify``."""
@@ -102,17 +119,35 @@ def identity(backbone: Backbone) -> dict[str, Any]:
     for field in RUN_FIELDS:
         del config[field]
     abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(backbone.params))
-    fingerprint = None if abstract else _fingerprint(backbone.params)
+    fingerprint = backbone.fingerprint
+    if fingerprint is None and not abstract:
+        taken = Fingerprint()
+        for path, leaf in tree.flatten(backbone.params).items():
+            taken.add(path, leaf)
+        fingerprint = taken.digest()
     return {"name": backbone.name, "config": config, "fingerprint": fingerprint}
 
 
-def _fingerprint(params: Params) -> str:
-    digest = hashlib.sha256()
-    for path, leaf in sorted(tree.flatten(params).items()):
+class Fingerprint:
+    """A hash over the shape and the first entries of every tensor of a backbone.
+
+    Taken one leaf at a time, so that a leaf may be quantised (and dropped) as soon as it is added.
+    """
+
+    def __init__(self) -> None:
+        self._heads: dict[str, bytes] = {}
+
+    def add(self, path: str, leaf: Any) -> None:
+        """Takes note of a leaf, before it is quantised."""
+        if quantization.is_quantized(leaf):
+            raise InputError(f"{path}: a quantised leaf has no fingerprint; take it before")
         head = leaf[(0,) * (leaf.ndim - 1)][:64]
-        digest.update(f"{path}{leaf.shape}".encode())
-        digest.update(np.asarray(head.astype(jnp.bfloat16)).view(np.uint16).tobytes())
-    return digest.hexdigest()[:32]
+        bits = np.asarray(head.astype(jnp.bfloat16)).view(np.uint16)
+        self._heads[path] = f"{path}{leaf.shape}".encode() + bits.tobytes()
+
+    def digest(self) -> str:
+        """32 hexadecimal digits, whatever the order in which leaves were added."""
+        return hashlib.sha256(b"".join(x for _, x in sorted(self._heads.items()))).hexdigest()[:32]
 
 
 # --------------------------------------------------------------------------------------------

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from peft_jax import tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.methods.base import Method, make_method
+from peft_jax.methods.partial import copied
 from peft_jax.tree import Params
 
 
@@ -16,8 +16,7 @@ def full() -> Method:
 
     def init(key: jax.Array, backbone: Backbone) -> Params:
         del key  # starts at the backbone
-        # A true copy: the step donates the stored tree and must not free the backbone with it.
-        return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), backbone.params)
+        return tree.map_with_path(lambda _, leaf: copied(leaf, None), backbone.params)
 
     def bind(stored: Params) -> Params:
         return tree.map_with_path(lambda _, leaf: leaf, stored)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peft_jax import quantization
 from peft_jax.errors import InputError
 from peft_jax.stacks import PerTask, Tail
 from peft_jax.tree import Params
@@ -105,10 +106,21 @@ class Magnitude(Lazy):
         a, b = jax.lax.stop_gradient((self.lora_a, self.lora_b))
         kernel = module["kernel"]
         kernel = kernel if self.layers is None else kernel[jnp.asarray(self.layers)]
-        factor = self.magnitude / updated_column_norms(kernel, a, b)
+        factor = self.magnitude / _norms_by_layer(kernel, a, b)
         if self.layers is None:
             return factor
         return AtLayers(factor, self.layers, 1.0).expand(own, module, depth)
+
+
+def _norms_by_layer(kernel: Any, a: jax.Array, b: jax.Array) -> jax.Array:
+    if not quantization.is_quantized(kernel) or a.ndim == 2:
+        return updated_column_norms(quantization.dequantize(kernel), a, b)
+
+    def layer(leaves):
+        return updated_column_norms(quantization.dequantize(leaves[0]), *leaves[1:])
+
+    # All layers together would be the kernel in full precision.
+    return jax.lax.map(layer, (kernel, a, b))
 
 
 def updated_column_norms(kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from peft_jax import tree
+from peft_jax import quantization, tree
 from peft_jax.backbones.base import Backbone, find_modules
 from peft_jax.errors import InputError
 from peft_jax.methods.base import Method, check_depth, chosen_layers, make_method, sizes
@@ -175,7 +175,7 @@ def projections(
 
 def chosen_kernel(params: Params, module: str, chosen: Sequence[int] | None) -> jax.Array:
     """The module's kernel in the chosen layers, float32 [layers, in, out]."""
-    kernel = tree.get(params, f"{module}/kernel")
+    kernel = quantization.dequantize(tree.get(params, f"{module}/kernel"))
     return (kernel if chosen is None else kernel[jnp.asarray(chosen)]).astype(jnp.float32)
 
 

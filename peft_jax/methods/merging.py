@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from peft_jax import layers, tree
+from peft_jax import layers, quantization, tree
 from peft_jax.errors import InputError
 from peft_jax.methods.lazy import Lazy
 from peft_jax.stacks import PerTask, Tail
@@ -27,7 +27,8 @@ def merge(frozen: Params, bound: Params) -> Params:
     kernel, bias or norm) takes its place, in its dtype. No array is copied.
 
     Raises:
-      InputError: a leaf hangs where the backbone has no module, or replaces one of another shape.
+      InputError: a leaf hangs where the backbone has no module, replaces one of another shape, or
+        one that is quantised.
     """
     return _merge(frozen, bound, 0)
 
@@ -44,6 +45,11 @@ def _merge(frozen: Params, bound: Params, depth: int) -> Params:
             within = jax.tree.leaves(own)[0].shape[0] if name == "layers" else depth
             merged[name] = _merge(own, leaf, within)
             continue
+        if quantization.is_quantized(own):
+            raise InputError(
+                f"{name!r} is quantised and cannot be trained: choose other targets, or load the "
+                "backbone without quantising it"
+            )
         if isinstance(leaf, Lazy):
             leaf = leaf.expand(own, frozen, depth)
             if isinstance(leaf, PerTask | Tail):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from peft_jax import tree
+from peft_jax import quantization, tree
 from peft_jax.backbones.base import Backbone
 from peft_jax.errors import InputError
 from peft_jax.methods.base import Method, check_depth, chosen_layers, make_method
@@ -66,6 +66,11 @@ def copied(leaf: jax.Array, layers: Sequence[int] | None) -> jax.Array:
 
     A true copy: the step donates the stored tree and must not free the backbone with it.
     """
+    if quantization.is_quantized(leaf):
+        raise InputError(
+            "quantised weights cannot be trained: choose other targets, or load the backbone "
+            "without quantising it"
+        )
     if layers is None:
         return jnp.array(leaf, jnp.float32, copy=True)
     return leaf[jnp.asarray(layers)].astype(jnp.float32)
