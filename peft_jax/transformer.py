@@ -228,7 +228,7 @@ def _embed(
     own = params[stack]
     soft = own.get("soft_tokens")
     words = tokens if soft is None else jnp.maximum(tokens, 0)
-    x = layers.look_up(params["token_embedder"]["embedding"], words).astype(dtype)
+    x = _token_rows(params["token_embedder"]["embedding"], words).astype(dtype)
     if config.embedding_scale != 1:
         x = x * jnp.asarray(config.embedding_scale, dtype)
     if soft is not None:
@@ -256,6 +256,16 @@ def _embed(
     if config.embedding_norm:
         x = _norm(config, own["embedding_norm"], x)
     return constrain(x, BATCH, None, None)
+
+
+def _token_rows(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows [N, T, D] of the embedding, whose table no device gathers.
+
+    Each one looks up the entries that it has of the rows that it has, for all tokens that the
+    devices of its "fsdp" group read; then entries are exchanged for tokens.
+    """
+    rows = layers.look_up(table, constrain(tokens, "data", None))
+    return constrain(constrain(rows, "data", None, "fsdp"), BATCH, None, None)
 
 
 def _check_length(config: Config, params: Params, stack: str, length: int) -> None:
