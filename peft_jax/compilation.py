@@ -12,6 +12,7 @@ import os
 import platform
 import threading
 import weakref
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def enable_cache(where: str = "auto") -> str | None:
             return chosen
         folder = user_folder()
         try:
-            _open_folder(folder)
+            _open_folder(folder, 0o700)  # who writes there, runs code in this user's processes
+            drop_unfinished(folder)
             prune(folder, LIMIT_BYTES)
         except OSError:  # a home that is read-only or full: compiling works without a cache
             return None
@@ -96,10 +98,49 @@ def enable_cache(where: str = "auto") -> str | None:
     return where
 
 
-def _open_folder(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _open_folder(folder: Path, mode: int = 0o777) -> None:
+    folder.mkdir(mode, parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(13, "cannot be written to")
+
+
+def drop_unfinished(folder: Path) -> list[str]:
+    """Deletes the programs that a killed process left half written; returns their names.
+
+    jax writes an entry in place, warns of one that it cannot read, and never writes it again: the
+    program would be compiled in every run from then on. An entry is looked at once.
+    """
+    checked = folder / ".checked"
+    since = checked.stat().st_mtime_ns if checked.exists() else 0
+    checked.touch()
+    dropped = []
+    for path in folder.glob("*-cache"):
+        try:
+            whole = path.stat().st_mtime_ns < since or _is_whole(path.read_bytes())
+        except FileNotFoundError:
+            continue
+        if not whole:
+            path.unlink(missing_ok=True)
+            dropped.append(path.name)
+    return dropped
+
+
+def _is_whole(entry: bytes) -> bool:
+    """Whether an entry's compressed stream has its end; jax compresses with zstd if it can."""
+    if entry[:4] == b"\x28\xb5\x2f\xfd":
+        try:
+            import zstandard
+        except ImportError:
+            return True
+        stream = zstandard.ZstdDecompressor().decompressobj()
+        errors: type[Exception] = zstandard.ZstdError
+    else:
+        stream, errors = zlib.decompressobj(), zlib.error
+    try:
+        stream.decompress(entry)
+    except errors:
+        return False
+    return getattr(stream, "eof", True)  # an old zstandard does not say
 
 
 def prune(folder: Path, limit: int) -> int:
