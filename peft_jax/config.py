@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import pkgutil
+import re
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -146,7 +147,23 @@ class TrainingConfig:
     """Run each batch in this many parts, one after the other."""
     log_every: int = 10
     checkpoint_every: int = 200
+    """Steps between two checkpoints, from which a run that was stopped or killed goes on."""
+    checkpoint_minutes: float | None = None
+    """Save too where so many minutes have passed since the last checkpoint; looked at where a line
+    is logged."""
+    checkpoint_folder: str | None = None
+    """Where checkpoints lie: a folder that all processes see, or one in a bucket (gs://...); by
+    default checkpoints/ in the output folder."""
     keep_checkpoints: int = 2
+    """So many newest checkpoints are kept."""
+    keep_every: int = 0
+    """Checkpoints are made and kept for ever at the multiples of this step; 0: none."""
+    keep_best: int = 0
+    """So many checkpoints with the highest evaluation scores are kept; each evaluation while
+    training (training.evaluate_every) makes one."""
+    final: Literal["last", "best"] = "last"
+    """Which state is evaluated and written at the end: the last, or that of the best checkpoint
+    (training.keep_best). What is chosen by the evaluation split is no estimate for new data."""
     evaluate_every: int = 0
     """Evaluate this often while training; 0: only before and after."""
     devices: int | None = None
@@ -228,6 +245,8 @@ def check(config: Experiment) -> None:
         "training.log_every": (config.training.log_every, 1),
         "training.checkpoint_every": (config.training.checkpoint_every, 1),
         "training.keep_checkpoints": (config.training.keep_checkpoints, 1),
+        "training.keep_every": (config.training.keep_every, 0),
+        "training.keep_best": (config.training.keep_best, 0),
         "training.evaluate_every": (config.training.evaluate_every, 0),
         "evaluation.batch_size": (config.evaluation.batch_size, 1),
         "evaluation.bootstrap": (config.evaluation.bootstrap or 0, 0),
@@ -243,12 +262,26 @@ def check(config: Experiment) -> None:
     for field, (value, least) in at_least.items():
         if value < least:
             raise InputError(f"{field} is {value}; it must be at least {least}")
+    _check_kept(config.training)
     if config.training.batch_size % config.training.accumulate:
         raise InputError(
             f"training.batch_size {config.training.batch_size} is not divisible by "
             f"training.accumulate {config.training.accumulate}"
         )
     make_method(config)
+
+
+def _check_kept(training: TrainingConfig) -> None:
+    minutes = training.checkpoint_minutes
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"training.checkpoint_minutes is {minutes}; it must be above 0")
+    if training.keep_best and not training.evaluate_every:
+        raise InputError(
+            f"training.keep_best is {training.keep_best} and training.evaluate_every 0: nothing is "
+            "evaluated while training; give --training.evaluate-every"
+        )
+    if training.final == "best" and not training.keep_best:
+        raise InputError('training.final is "best" and training.keep_best 0; it must be at least 1')
 
 
 # --------------------------------------------------------------------------------------------
@@ -345,8 +378,12 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+_FREE = r"mesh/.*|training/(devices|parallel|checkpoint_.*|keep_.*)"
+"""What may be other when a run goes on: the devices, and which checkpoints are made and kept."""
+
+
 def first_difference(config: Experiment, saved: dict[str, Any]) -> str | None:
-    """The first field whose value is not the saved one, in words; None if all are equal.
+    """The first field that must be the saved one and is not, in words; None if there is none.
 
     What an older release saved may lack fields, and is completed with their defaults.
     """
@@ -357,7 +394,7 @@ def first_difference(config: Experiment, saved: dict[str, Any]) -> str | None:
     now = tree.flatten(json.loads(to_json(config)))
     then = tree.flatten(saved)
     for field in {**now, **then}:
-        if now.get(field) != then.get(field):
+        if now.get(field) != then.get(field) and not re.fullmatch(_FREE, field):
             name = field.replace("/", ".")
             return f"{name} is {now.get(field)!r}, the run was started with {then.get(field)!r}"
     return None

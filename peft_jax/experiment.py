@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import platform
 import shutil
 import signal
@@ -28,6 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from peft_jax import compilation, report, sharding, tree
@@ -36,7 +38,7 @@ from peft_jax.adapter import FILE as ADAPTER_FILE
 from peft_jax.adapter import save_adapter
 from peft_jax.answers import Answer, find_answer, make_objective, make_score
 from peft_jax.backbones import Backbone
-from peft_jax.checkpoint import Checkpoints
+from peft_jax.checkpoint import Checkpoints, first_process_says
 from peft_jax.config import Experiment, check, first_difference, make_method, to_json
 from peft_jax.decoding import Decoding
 from peft_jax.errors import InputError
@@ -49,6 +51,7 @@ from peft_jax.evaluation import (
     write_texts,
 )
 from peft_jax.examples import ChoiceExamples, FewShotSampler
+from peft_jax.files import replace_file
 from peft_jax.fisher import fisher_information
 from peft_jax.methods import (
     Method,
@@ -463,7 +466,8 @@ def _open_folder(config: Experiment, output: Path, overwrite: bool) -> None:
     if overwrite and output.is_dir():
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "config.json").write_text(to_json(config))
+    with replace_file(output / "config.json") as new:
+        new.write_text(to_json(config))
 
 
 class _Run:
@@ -475,13 +479,12 @@ class _Run:
         self.test = test
         self.console = console
         self.config = training.config
-        self.checkpoints = Checkpoints(
-            output / "checkpoints", self.config.training.keep_checkpoints
-        )
+        self.checkpoints = self._open_checkpoints()
         self.seconds = 0.0
         self.compiled = compilation.CompileTimes()
         self.zero_shot: dict[str, Any] | None = None
         self._stop: int | None = None
+        self._unscored = False  # whether the state is one to evaluate, and was not
         self._compiled: tuple[int, float] | None = None  # first step made here, seconds by then
         self._answer = answer_of(self.config, training.backbone, examples=test)
         self._measure, self._measure_frozen = (
@@ -501,7 +504,13 @@ class _Run:
         from peft_jax.metrics_log import MetricsLog
 
         try:
-            if resume and self.checkpoints.latest() is not None:
+            saved = self.checkpoints.latest()
+            if saved is not None and not resume:
+                raise InputError(
+                    f"training.checkpoint_folder {self.config.training.checkpoint_folder} holds "
+                    f"checkpoints of another run (step {saved}); give an empty one"
+                )
+            if saved is not None:
                 self._restore()
             with MetricsLog(self.output, after_step=int(self.training.state.step)) as log:
                 if self._zero_shot and self.zero_shot is None:
@@ -511,42 +520,108 @@ class _Run:
                 with self._signals():
                     self._train(log)
                 evaluation = self._evaluate("evaluation")
-                log.write(
-                    self.config.training.steps, evaluation_score=evaluation.reported[1].median
-                )
+                last = evaluation.reported[1].median
+                log.write(self.config.training.steps, evaluation_score=last)
+            if self.config.training.final == "best" and self._take_best(last):
+                evaluation = self._evaluate("evaluation")
             return self._finish(evaluation)
         finally:
             self.checkpoints.close()
 
     # ------------------------------------------------------------------ checkpoints and signals
+    def _open_checkpoints(self) -> Checkpoints:
+        training = self.config.training
+
+        def tell(sentence: str) -> None:
+            self.console.print(f"warning: {sentence}", markup=False, soft_wrap=True)
+
+        return Checkpoints(
+            training.checkpoint_folder or self.output / "checkpoints",
+            newest=training.keep_checkpoints,
+            every=training.keep_every,
+            best=training.keep_best,
+            tell=tell,
+        )
+
     def _restore(self) -> None:
-        if wants_information(self.training.method):
-            # The mask lies in the checkpoint; one measured again might differ by rounding.
-            self.training.expect(from_spec(self.checkpoints.progress()["method"]))
-        self.training.state, progress = self.checkpoints.restore(self.training.state)
+        def like(progress: dict[str, Any]) -> TrainState:
+            if wants_information(self.training.method):
+                # The mask lies in the checkpoint; one measured again might differ by rounding.
+                self.training.expect(from_spec(progress["method"]))
+            return self.training.state
+
+        self.training.state, progress = self.checkpoints.restore(like)
         self.training.sampler.restore(progress["data"])
         self.seconds = progress["seconds"]
         self.zero_shot = progress["zero_shot"]
+        self._unscored = progress["unscored"]
         self.console.print(f"resumed after step {int(self.training.state.step)}")
 
-    def _save(self) -> None:
+    def _save(self, step: int, score: float | None) -> None:
         progress = {
             "data": self.training.sampler.state,
             "seconds": self.seconds,
             "zero_shot": self.zero_shot,
             "method": self.training.method.spec,
+            "unscored": score is None and self._to_evaluate(step),
         }
-        self.checkpoints.save(self.training.state, progress)
+        self.checkpoints.save(step, self.training.state, progress, score)
+
+    def _take_best(self, last: float) -> bool:
+        """Goes back to the checkpoint with the highest score, if one is above the last state's."""
+        for step in self.checkpoints.best():
+            if self.checkpoints.scores[step] <= last:
+                return False
+            try:
+                self.training.state, _ = self.checkpoints.restore_step(step, self.training.state)
+            except InputError as error:
+                self.console.print(f"warning: {error}", markup=False, soft_wrap=True)
+                continue
+            self.console.print(f"the state after step {step} is used: it has the best score")
+            return True
+        return False
+
+    def _to_save(self, made: int) -> bool:
+        """Whether the state after so many steps is to be saved; the same on every process."""
+        config = self.config.training
+        if made % config.checkpoint_every == 0 or made == config.steps:
+            return True
+        if config.keep_every and made % config.keep_every == 0:
+            return True
+        if config.keep_best and self._to_evaluate(made):
+            return True
+        if config.checkpoint_minutes is None or made % config.log_every:
+            return False
+        late = self.checkpoints.seconds_since_save() >= 60 * config.checkpoint_minutes
+        return first_process_says(late)
+
+    def _stops(self, made: int) -> bool:
+        """Whether this step is the last one, because someone asked for it.
+
+        One process alone stops where its signal finds it. Of several, jax tells all when one is
+        told, and names a step that none of them has made yet.
+        """
+        if jax.process_count() == 1:
+            return self._stop is not None
+        if multihost_utils.reached_preemption_sync_point(made):
+            self._stop = self._stop or signal.SIGTERM
+            return True
+        return False
 
     @contextlib.contextmanager
     def _signals(self):
         """While inside, SIGINT and SIGTERM only ask the loop to save and stop."""
+        several = jax.process_count() > 1
 
         def ask(number, frame):
             self._stop = number
+            if several:
+                os.kill(os.getpid(), signal.SIGTERM)  # which jax passes on to all processes
 
+        # Of several processes, SIGTERM is jax's own: see _stops.
+        numbers = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
         try:
-            before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+            before = {n: signal.signal(n, ask) for n in numbers}
         except ValueError:  # not the main thread: a notebook's worker, say
             before = {}
         try:
@@ -560,6 +635,9 @@ class _Run:
         config = self.config.training
         pending: list[dict[str, jax.Array]] = []
         shown = TrainingProgress(self.console, config.steps, config.batch_size)
+        if self._unscored:
+            first = int(self.training.state.step)
+            self.checkpoints.scores[first] = self._score(log, first)
         started = time.perf_counter() - self.seconds
         times, tracer = self.training.times, self.training.tracer
         with shown, tracer:
@@ -572,8 +650,8 @@ class _Run:
                     times.restart()
                 if tracer.done(metrics):
                     self._tell_trace(tracer)
-                at_end = made == config.steps
-                save = made % config.checkpoint_every == 0 or at_end or self._stop is not None
+                stops = self._stops(made)
+                save = stops or self._to_save(made)
                 if made % config.log_every == 0 or save:
                     with times("compute"):
                         jax.block_until_ready(pending)
@@ -586,17 +664,28 @@ class _Run:
                         log.write(made, **means, examples_per_second=speed, **split)
                         shown.update(made, means, speed)
                         pending = []
+                score = None
+                if self._to_evaluate(made) and not stops:
+                    before = time.perf_counter()
+                    score = self._score(log, made)
+                    started += time.perf_counter() - before
                 if save:
                     with times("saving"):
-                        self._save()
-                if self._stop is not None:
+                        self._save(made, score)
+                if stops:
+                    self.checkpoints.wait()  # a second signal must not cut it short
+                    assert self._stop is not None
                     raise Interrupted(made, self._stop)
-                every = config.evaluate_every
-                if every and made % every == 0 and not at_end:
-                    before = time.perf_counter()
-                    score = self._evaluate("evaluation", quiet=True).reported[1].median
-                    log.write(made, evaluation_score=score)
-                    started += time.perf_counter() - before
+
+    def _to_evaluate(self, made: int) -> bool:
+        """Whether the state after so many steps is evaluated while training."""
+        every = self.config.training.evaluate_every
+        return bool(every and made % every == 0 and 0 < made < self.config.training.steps)
+
+    def _score(self, log, made: int) -> float:
+        score = self._evaluate("evaluation", quiet=True).reported[1].median
+        log.write(made, evaluation_score=score)
+        return score
 
     def _tell_trace(self, tracer: Tracer) -> None:
         """Where the trace lies, and what took longest in it."""
@@ -652,6 +741,7 @@ class _Run:
             "answer": self._answer,
             "seed": config.seed,
             "steps": config.training.steps,
+            "used_step": int(run.state.step),
             "training_examples": run.examples.num_examples,
             "trainable_parameters": trainable,
             "trainable_share": trainable / tree.count(run.backbone.params),
@@ -675,7 +765,9 @@ class _Run:
         self.console.print(report.run_table(result))
         if self._timed_steps():
             self.console.print(split_line(run.times.totals(), self._timed_steps()), markup=False)
-        self.console.print(compilation.summary(result["compilation"]), markup=False, soft_wrap=True)
+        self.console.print(
+            compilation.summary(self.compiled.report()), markup=False, soft_wrap=True
+        )
         for note in evaluation.notes:
             self.console.print(note, markup=False, soft_wrap=True)
         self.console.print(f"written to {self.output}: {ADAPTER_FILE}, result.json, run.png")
