@@ -96,12 +96,15 @@ def read_backbone(
     Raises:
       InputError: what is there cannot be read, or ``named`` is given for another format.
     """
-    stored, dtype = _open(Path(path), dtype, named)
+    stored, dtype = open_backbone(path, dtype, named)
     return loading.read(stored, dtype, mesh, on_leaf, on_array)
 
 
-def _open(path: Path, dtype: Any, named: str | None) -> tuple[StoredBackbone, Any]:
+def open_backbone(
+    path: str | Path, dtype: Any = None, named: str | None = None
+) -> tuple[StoredBackbone, Any]:
     """What is stored, and the dtype to read it in; None keeps each leaf's own."""
+    path = Path(path)
     kind = checkpoint_format(path)
     if kind == "t5x":
         return t5x.open_backbone(path, named), dtype

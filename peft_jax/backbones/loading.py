@@ -9,7 +9,7 @@ it is ever whole on a host that holds but a part of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,18 +108,22 @@ def read_parts(leaf: StoredTensor, dtype: Any, sharding: NamedSharding) -> jax.A
     for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
         bounds = tuple((one.start, one.stop) for one in bounded(index, leaf.shape))
         devices.setdefault(bounds, []).append(device)
-    boxes = [tuple(slice(*ends) for ends in bounds) for bounds in devices]
-    if all(is_whole(box, leaf.shape) for box in boxes):
-        parts = [read_whole(leaf, dtype) for _ in boxes]
-    else:
-        parts = [aligned_empty(box_shape(box), dtype) for box in boxes]
-        _fill(leaf, list(zip(boxes, parts, strict=True)))
+    parts = read_boxes(leaf, dtype, [tuple(slice(*ends) for ends in bounds) for bounds in devices])
     arrays = [
         jax.device_put(part, device)
         for part, holders in zip(parts, devices.values(), strict=True)
         for device in holders
     ]
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays, dtype=dtype)
+
+
+def read_boxes(leaf: StoredTensor, dtype: Any, boxes: Sequence[Index]) -> list[np.ndarray]:
+    """Boxes of a leaf (with numbers for their bounds) that do not overlap, cast to a dtype."""
+    if any(is_whole(box, leaf.shape) for box in boxes):
+        return [read_whole(leaf, dtype) for _ in boxes]
+    parts = [aligned_empty(box_shape(box), dtype) for box in boxes]
+    _fill(leaf, list(zip(boxes, parts, strict=True)))
+    return parts
 
 
 # --------------------------------------------------------------------------------------------

@@ -1,0 +1,184 @@
+"""A backbone read straight into the parts of a mesh: the same arrays, and nothing else is read."""
+
+import dataclasses
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import peft_jax as pj
+from peft_jax import sharding, tree
+from peft_jax.backbones import formats, hugging_face, loading, native, t5x
+from peft_jax.tensor_files import StoredTensor, bounded
+from tests.families import BART, GPT2, LLAMA
+from tests.test_transformer import CONFIG, V1_0, random_backbone
+
+
+def even(config):
+    """Sizes that divide over two and over four devices."""
+    changes = {"norm_epsilon": 1e-5} if config.family == "bart" else {}
+    return dataclasses.replace(config, vocab_size=56, num_heads=4, **changes)
+
+
+def as_torch(folder, backbone):
+    from safetensors.numpy import load_file
+
+    from peft_jax.torch_files import write_torch
+
+    hugging_face.write_backbone(folder, backbone)
+    write_torch(folder / "pytorch_model.bin", load_file(folder / hugging_face.WEIGHTS))
+    (folder / hugging_face.WEIGHTS).unlink()
+    return folder
+
+
+def as_scanned(folder, backbone):
+    return t5x.write_backbone(folder, backbone, scanned=True)
+
+
+WRITERS = {
+    "native": native.write_backbone,
+    "hugging_face": hugging_face.write_backbone,
+    "torch": as_torch,
+    "t5x": t5x.write_backbone,
+    "scanned": as_scanned,
+}
+# A fused kernel (GPT-2), a vector that is kept as a row (BART), fewer heads of keys (Llama).
+CASES = [
+    *((writer, CONFIG) for writer in WRITERS),
+    *(("hugging_face", config) for config in (V1_0, GPT2, BART, LLAMA)),
+]
+over_cases = pytest.mark.parametrize(
+    ("writer", "config"), CASES, ids=[f"{w}-{c.family}-{c.tied_head}" for w, c in CASES]
+)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(data=2, fsdp=2, model=2)
+
+
+def written(folder, writer, config):
+    backbone = random_backbone(even(config))
+    WRITERS[writer](folder, backbone)
+    return backbone
+
+
+@over_cases
+@pytest.mark.parametrize("piece", [2**25, 300])
+def test_the_parts_are_those_of_the_whole(tmp_path, monkeypatch, mesh, writer, config, piece):
+    monkeypatch.setattr(loading, "_PIECE", piece)
+    backbone = written(tmp_path / "model", writer, config)
+    dtype = jnp.float32 if piece > 300 else jnp.bfloat16
+    loaded = pj.load_backbone(tmp_path / "model", dtype, mesh=mesh)
+    lies = tree.flatten(sharding.shardings(backbone.params, backbone.config, mesh))
+    found, wanted = tree.flatten(loaded.params), tree.flatten(jax.device_get(backbone.params))
+    assert found.keys() == wanted.keys()
+    for path, leaf in found.items():
+        assert (leaf.sharding, leaf.dtype) == (lies[path], dtype), path
+        np.testing.assert_array_equal(leaf, wanted[path].astype(dtype), err_msg=path)
+    assert not sharding.undivided(loaded.params, loaded.config, mesh)
+
+
+@over_cases
+def test_every_box_of_a_leaf_is_that_of_the_array(tmp_path, writer, config):
+    """Boxes that no mesh would ask for: their corners lie anywhere, within heads too."""
+    backbone = written(tmp_path / "model", writer, config)
+    stored, _ = formats.open_backbone(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    for path, array in tree.flatten(jax.device_get(backbone.params)).items():
+        leaf = stored.leaves[path]
+        assert (leaf.shape, leaf.dtype) == (array.shape, array.dtype), path
+        np.testing.assert_array_equal(leaf.read(), array, err_msg=path)
+        for _ in range(4):
+            ends = (sorted(map(int, rng.integers(0, n + 1, 2))) for n in array.shape)
+            box = tuple(slice(a, max(b, a + 1)) if a < n else slice(n - 1, n)
+                        for (a, b), n in zip(ends, array.shape, strict=True))  # fmt: skip
+            np.testing.assert_array_equal(leaf.read_part(box), array[box], err_msg=f"{path} {box}")
+
+
+def test_every_leaf_may_become_something_else_as_it_is_read(tmp_path, mesh):
+    backbone = written(tmp_path / "model", "native", CONFIG)
+    seen, given = [], []
+
+    def halved(path, array):
+        assert not any(ref() is not None for ref in given)  # a model is never whole in the form that it is stored in
+        given.append(weakref.ref(array))
+        seen.append((path, array.sharding.mesh))
+        return {"half": array / 2}
+
+    loaded = pj.load_backbone(tmp_path / "model", mesh=mesh, on_array=halved)
+    assert sorted(seen) == sorted((path, mesh) for path in tree.flatten(backbone.params))
+    for path, array in tree.flatten(backbone.params).items():
+        np.testing.assert_array_equal(tree.get(loaded.params, f"{path}/half"), array / 2)
+
+
+# ------------------------------------------------------------------------------ what is read
+
+
+class Counted:
+    """A tensor of numbers in their order, and what is asked of it."""
+
+    def __init__(self, shape, outer=0):
+        self.array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        self.asked = 0
+        self.largest = 0
+        self.stored = StoredTensor(
+            shape, self.array.dtype, lambda: self.part(()), part=self.part, outer=outer
+        )
+
+    def part(self, box):
+        found = self.array[box]
+        self.asked += found.size
+        self.largest = max(self.largest, found.nbytes)
+        return found
+
+
+# What two neighbours of eight devices hold, and the share of the leaf that this is.
+SHARES = {
+    "fsdp": ({"fsdp": 8}, 1 / 4),
+    "model": ({"model": 8}, 1 / 4),
+    "both, beside each other": ({"fsdp": 4, "model": 2}, 1 / 4),
+    "copies": ({"data": 8}, 1),
+    "some of the copies": ({"data": 2, "fsdp": 4}, 1 / 2),
+}
+
+
+@pytest.mark.parametrize("outer", [0, 1, 2])
+@pytest.mark.parametrize("case", SHARES)
+def test_a_process_reads_its_share_once(monkeypatch, case, outer):
+    monkeypatch.setattr(loading, "_PIECE", 4096)
+    axes, share = SHARES[case]
+    mesh = sharding.make_mesh(**({"data": 1} | axes))
+    source = Counted((3, 32, 64), outer)
+    spec = sharding.leaf_spec("mlp/wi/kernel", source.array.shape, CONFIG, mesh)
+    everywhere = jax.NamedSharding(mesh, spec).devices_indices_map(source.array.shape)
+    held = [bounded(everywhere[device], source.array.shape) for device in jax.devices()[2:4]]
+    boxes = held[:1] if held[0] == held[1] else held
+    parts = loading.read_boxes(source.stored, np.float32, boxes)
+    for box, part in zip(boxes, parts, strict=True):
+        np.testing.assert_array_equal(part, source.array[box])
+    assert source.asked == share * source.array.size
+    if share < 1:
+        assert source.largest <= 4096
+
+
+def test_parts_that_lie_apart_are_read_apart():
+    source = Counted((40, 6))
+    boxes = [(slice(0, 5), slice(0, 6)), (slice(35, 40), slice(0, 6))]
+    parts = loading.read_boxes(source.stored, np.float16, boxes)
+    for box, part in zip(boxes, parts, strict=True):
+        assert part.dtype == np.float16
+        np.testing.assert_array_equal(part, source.array[box].astype(np.float16))
+    assert source.asked == 60
+
+
+def test_the_whole_is_read_once_for_all_devices(mesh):
+    source = Counted((8, 3))
+    lies = sharding.replicated(mesh)
+    array = loading.read_parts(source.stored, np.float32, lies)
+    assert source.asked == 24
+    assert array.sharding == lies
+    assert len(array.addressable_shards) == 8
+    np.testing.assert_array_equal(array, source.array)
