@@ -69,9 +69,9 @@ def enable_cache(where: str = "auto") -> str | None:
     if where == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return None
-    chosen = jax.config.jax_compilation_cache_dir
+    chosen = jax.config.values["jax_compilation_cache_dir"]
     if where == "auto":
-        if not jax.config.jax_enable_compilation_cache:
+        if not jax.config.values["jax_enable_compilation_cache"]:
             return None
         if chosen:
             return chosen
