@@ -113,23 +113,25 @@ def make_objective(
     *,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    memory_budget: int = scoring.MEMORY_BUDGET,
     **tfew: Any,
 ) -> Objective:
     """The objective of an answer.
 
     Args:
       label_smoothing, z_loss: of written texts, see ``lm_objective``.
+      memory_budget: bytes, see ``lm_objective`` and ``scoring.choice_log_probs``.
       tfew: of ranked choices, the arguments of ``tfew_objective``.
     """
     if answer == "text":
-        return lm_objective(z_loss, label_smoothing)
+        return lm_objective(z_loss, label_smoothing, memory_budget)
     if answer == "head":
         return head_objective()
     if answer == "verbalizer":
         return verbalizer_objective(mask_token(backbone))
     if answer == "trained_verbalizer":
         return trained_verbalizer_objective(_mask_of_encoder(backbone))
-    return tfew_objective(**tfew)  # type: ignore[arg-type]
+    return tfew_objective(memory_budget=memory_budget, **tfew)  # type: ignore[arg-type]
 
 
 def make_score(

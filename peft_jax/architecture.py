@@ -7,6 +7,7 @@ One specification gives random parameters, the abstract tree and the slots of me
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +18,47 @@ from peft_jax.errors import InputError
 from peft_jax.rotary import Rope
 from peft_jax.tree import Params, flatten, unflatten
 
+_policies = jax.checkpoint_policies
+_NAMED = (layers.PROJECTION, layers.HIDDEN)
 REMAT = {
     "none": None,
-    # Keep the outputs of the projections, recompute attention and elementwise work.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    # Keep the outputs of the projections, recompute attention and elementwise work. The names keep
+    # them as the layers pass them on: of a mixed product that is not the float32 sum.
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(*_NAMED)
+    ),
+    # Without the wide hidden units, more than half of what "dots" keeps.
+    "attention": _policies.save_only_these_names(layers.PROJECTION),
+    "full": _policies.nothing_saveable,
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(_NAMED),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
+"""What the backward pass finds of a layer, from most to least memory of the device: everything, the
+projections' outputs ("dots"), those of the attentions alone, or the layer's input ("full").
+"offload" keeps what "dots" keeps in the host's memory."""
+
+
+def rematerialized(body: Callable, remat: str) -> Callable:
+    """A layer of a scan with the backward pass that ``Config.remat`` asks for.
+
+    Raises:
+      InputError: "offload" on a device that cannot reach its host's memory.
+    """
+    if remat == "none":
+        return body
+    if remat == "offload":
+        device = jax.devices()[0]
+        if "pinned_host" not in {memory.kind for memory in device.addressable_memories()}:
+            raise InputError(
+                f'remat "offload" needs pinned host memory, which {device.device_kind} devices do '
+                'not offer here; take "attention" or "full"'
+            )
+    # Inside a scan the barrier against common-subexpression elimination is not needed.
+    return jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +163,8 @@ class Config:
     """Of what a classification head reads, where it differs."""
     remat: str = "dots"
     """What the backward pass keeps of a layer: "none" recomputes nothing, "dots" keeps the
-    projections' outputs, "full" keeps only the layer's input."""
+    projections' outputs, "attention" those of the attentions, "full" only the layer's input;
+    "offload" keeps as much as "dots", in the host's memory."""
     activation_dtype: str = "float32"
     """dtype of hidden states: "float32" or "bfloat16". Frozen weights have their own."""
 

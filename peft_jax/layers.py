@@ -40,6 +40,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from peft_jax import quantization
 from peft_jax.constraints import BATCH, constrain
@@ -111,7 +112,13 @@ def _mixed_matmul_backward(residuals, cotangent):
 _mixed_matmul.defvjp(_mixed_matmul_forward, _mixed_matmul_backward, symbolic_zeros=True)
 
 
-def linear(params: Params, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+PROJECTION, HIDDEN = "projection", "hidden"
+"""Names under which the backward pass may keep a product: of the hidden units, and all others."""
+
+
+def linear(
+    params: Params, x: jax.Array, key: jax.Array | None = None, *, name: str = PROJECTION
+) -> jax.Array:
     """A projection with its optional scales, LoRA factors, bias and (IA)³ vector.
 
     Args:
@@ -120,10 +127,12 @@ def linear(params: Params, x: jax.Array, key: jax.Array | None = None) -> jax.Ar
         have an axis [B] in front, for adapters that differ between the inputs of a batch.
       x: [N, ..., in].
       key: for LoRA's dropout; None means evaluation.
+      name: of the kernel's product, for ``architecture.REMAT``.
     """
     if "input_scale" in params:
         x = x * per_row(params["input_scale"], x).astype(x.dtype)
-    y = matmul(x, params["kernel"])
+    # Before what is trained: its gradients read the product.
+    y = checkpoint_name(matmul(x, params["kernel"]), name)
     if "lora_a" in params:
         inputs = x
         if key is not None and "lora_dropout" in params:
@@ -326,10 +335,10 @@ def mlp(
     """
     act = ACTIVATIONS[activation]
     if "wi" in params:
-        hidden = act(linear(params["wi"], x, site_key(key, 0)))
+        hidden = act(linear(params["wi"], x, site_key(key, 0), name=HIDDEN))
     else:
-        gate = act(linear(params["wi_0"], x, site_key(key, 0)))
-        hidden = gate * linear(params["wi_1"], x, site_key(key, 1))
+        gate = act(linear(params["wi_0"], x, site_key(key, 0), name=HIDDEN))
+        hidden = gate * linear(params["wi_1"], x, site_key(key, 1), name=HIDDEN)
     if "ia3" in params:
         hidden = hidden * per_row(params["ia3"], hidden).astype(x.dtype)
     hidden = constrain(hidden, BATCH, *(None,) * (hidden.ndim - 2), "model")

@@ -80,6 +80,31 @@ def token_log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return _log_prob_and_normalizer(logits, targets)[0]
 
 
+class TokenScores(NamedTuple):
+    """What a loss needs of the logits of each token, all [...] float32.
+
+    Attributes:
+        log_probs: of the target.
+        log_z: the log of the softmax's normaliser.
+        mean_logit: over the vocabulary; None where no label smoothing asks for it.
+    """
+
+    log_probs: jax.Array
+    log_z: jax.Array
+    mean_logit: jax.Array | None = None
+
+
+def token_scores(logits: jax.Array, targets: jax.Array, *, mean: bool = False) -> TokenScores:
+    """:class:`TokenScores` of logits [..., V] and targets [...].
+
+    Args:
+        mean: whether the mean logit is needed too.
+    """
+    log_probs, log_z = _log_prob_and_normalizer(logits, targets)
+    mean_logit = jnp.mean(logits.astype(jnp.float32), axis=-1) if mean else None
+    return TokenScores(log_probs, log_z, mean_logit)
+
+
 @jax.custom_vjp
 def _log_prob_and_normalizer(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """log p(target) and the log of the softmax's normaliser, both [...] float32."""
@@ -90,10 +115,11 @@ def _log_prob_and_normalizer(logits: jax.Array, targets: jax.Array) -> tuple[jax
 def _softmax_parts(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
     x = logits.astype(jnp.float32)
     maximum = jnp.max(x, axis=-1)
-    at_target = jnp.take_along_axis(x, targets[..., None], axis=-1)[..., 0] - maximum
+    # A sum with one term: looked up, the logits of devices that share a vocabulary were gathered.
+    is_target = _is_target(logits, targets)
+    at_target = jnp.sum(jnp.where(is_target, x, 0.0), axis=-1) - maximum
     # The sum over all tokens but the target: where the target is the maximum, log1p of this keeps
     # what adding it to one would round away.
-    is_target = _is_target(logits, targets)
     others = jnp.sum(jnp.where(is_target, 0.0, jnp.exp(x - maximum[..., None])), axis=-1)
     log_sum = jnp.where(at_target == 0, jnp.log1p(others), jnp.log(others + jnp.exp(at_target)))
     return at_target - log_sum, maximum, log_sum
@@ -196,28 +222,50 @@ def sequence_sums(
     pad_id: int = PAD,
 ) -> dict[str, Sums]:
     """`sequence_loss` before its divisions: "loss", "lm_loss" and "z_loss" (all with one count)."""
-    if not 0.0 <= label_smoothing < 1.0:
-        raise InputError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
     if weights is None:
         weights = token_weights(targets, pad_id=pad_id)
+    return scored_sums(
+        token_scores(logits, targets, mean=bool(label_smoothing)),
+        weights,
+        vocabulary=logits.shape[-1],
+        z_loss=z_loss,
+        label_smoothing=label_smoothing,
+    )
+
+
+def scored_sums(
+    scores: TokenScores,
+    weights: jax.Array,
+    *,
+    vocabulary: int,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> dict[str, Sums]:
+    """`sequence_sums` of what was taken of the logits, which are gone by then.
+
+    Args:
+        scores: [B, T] each, with the mean logit where labels are smoothed.
+        weights: [B, T].
+        vocabulary: V.
+    """
+    if not 0.0 <= label_smoothing < 1.0:
+        raise InputError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
     weights = weights.astype(jnp.float32)
-    log_probs, log_z = _log_prob_and_normalizer(logits, targets)
-    lm = lm_sums(log_probs, weights)
-    smoothed = log_probs
+    lm = lm_sums(scores.log_probs, weights)
+    smoothed = scores.log_probs
     if label_smoothing:
-        smoothed = _smoothed_log_probs(logits, log_probs, log_z, label_smoothing)
-    z = Sums(z_loss * jnp.sum(jnp.square(log_z) * weights), lm.count)
+        smoothed = _smoothed_log_probs(scores, vocabulary, label_smoothing)
+    z = Sums(z_loss * jnp.sum(jnp.square(scores.log_z) * weights), lm.count)
     total = lm_sums(smoothed, weights).total + z.total
     return {"loss": Sums(total, lm.count), "lm_loss": lm, "z_loss": z}
 
 
-def _smoothed_log_probs(logits, log_probs, log_z, label_smoothing: float) -> jax.Array:
-    vocabulary = logits.shape[-1]
+def _smoothed_log_probs(scores: TokenScores, vocabulary: int, label_smoothing: float) -> jax.Array:
+    assert scores.mean_logit is not None
     kept, spread = 1.0 - label_smoothing, label_smoothing / (vocabulary - 1)
-    mean_log_prob = jnp.mean(logits.astype(jnp.float32), axis=-1) - log_z
-    others = vocabulary * mean_log_prob - log_probs
+    others = vocabulary * (scores.mean_logit - scores.log_z) - scores.log_probs
     entropy = -(kept * np.log(kept) + (vocabulary - 1) * spread * np.log(spread))
-    return kept * log_probs + spread * others + entropy
+    return kept * scores.log_probs + spread * others + entropy
 
 
 def sequence_loss(

@@ -78,8 +78,14 @@ def tfew_objective(
     return Objective(counts, value)
 
 
-def lm_objective(z_loss: float = 0.0, label_smoothing: float = 0.0) -> Objective:
+def lm_objective(
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    memory_budget: int = scoring.MEMORY_BUDGET,
+) -> Objective:
     """Cross-entropy of text-to-text batches (see ``losses.sequence_loss``).
+
+    Logits that take more than the budget, in bytes on one device, are made in parts.
 
     Batches: seqio's ``decoder_input_tokens``, ``decoder_target_tokens`` and, optionally,
     ``decoder_loss_weights`` [B, T], with ``encoder_input_tokens`` for a model that has an encoder.
@@ -96,15 +102,26 @@ def lm_objective(z_loss: float = 0.0, label_smoothing: float = 0.0) -> Objective
         return {"tokens": jnp.sum(weights(config, batch).astype(jnp.float32))}
 
     def value(config, params, batch, key, counts):
-        logits = transformer.logits(config, params, batch, key)
-        return losses.sequence_loss(
-            logits,
+        params = transformer.for_tasks(params, batch)
+        hidden, head_key = transformer.hidden_states(config, params, batch, key)
+        scores = scoring.score_tokens(
+            config,
+            params,
+            hidden,
             batch["decoder_target_tokens"],
+            head_key,
+            mean=bool(label_smoothing),
+            memory_budget=memory_budget,
+        )
+        sums = losses.scored_sums(
+            scores,
             weights(config, batch),
+            vocabulary=config.vocab_size,
             z_loss=z_loss,
             label_smoothing=label_smoothing,
-            count=counts["tokens"],
         )
+        metrics = {name: each.over(counts["tokens"]) for name, each in sums.items()}
+        return metrics["loss"], metrics
 
     return Objective(counts, value)
 

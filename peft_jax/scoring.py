@@ -17,12 +17,14 @@ import jax.numpy as jnp
 
 from peft_jax import layers, losses, transformer
 from peft_jax.backbones.base import Backbone
+from peft_jax.constraints import BATCH, share
 from peft_jax.errors import InputError
 from peft_jax.transformer import Batch, Config
 from peft_jax.tree import Params
 
 MEMORY_BUDGET = 1 << 30
-"""Bytes that the decoder may hold while it scores, where a caller names no other budget."""
+"""Bytes that a decoder layer, and that the logits may take on one device while answers are scored,
+where a caller names no other budget."""
 
 
 def choice_log_probs(
@@ -40,8 +42,8 @@ def choice_log_probs(
         reads once for all choices); ``choices`` [B, C, T] int32, each ending in EOS and padded with
         the pad id; ``choice_mask`` [B, C] is not read here.
       key: for dropout; None means evaluation.
-      memory_budget: bytes for the decoder's work at one time; the choices are run in as few equal
-        parts as keep within it.
+      memory_budget: bytes for the decoder's work at one time on one device, and as many for its
+        logits; the choices are run in as few equal parts as keep within it.
     Returns:
       [B, C, T] float32; what stands at padding has no meaning (mask with ``choices != pad``).
     """
@@ -53,7 +55,7 @@ def choice_log_probs(
     # Several parts share cross-attention keys, which the layers would compute in each of them.
     context = transformer.context(config, params, batch, encoder_key, stack_cross=parts > 1)
     if parts == 1:
-        return _score_part(config, params, context, choices, decoder_key)
+        return _score_part(config, params, context, choices, decoder_key, memory_budget)
     size = -(-c // parts)
     padded = jnp.pad(
         choices, ((0, 0), (0, parts * size - c), (0, 0)), constant_values=config.pad_id
@@ -65,32 +67,101 @@ def choice_log_probs(
     @jax.checkpoint
     def part(arguments):
         piece, piece_key = arguments
-        return _score_part(config, params, context, piece, piece_key)
+        return _score_part(config, params, context, piece, piece_key, memory_budget)
 
     scored = jnp.moveaxis(jax.lax.map(part, (padded, keys)), 0, 1)
     return scored.reshape(b, parts * size, t)[:, :c]
 
 
-def _score_part(config, params, context, choices, key) -> jax.Array:
+def _score_part(config, params, context, choices, key, memory_budget) -> jax.Array:
     b, c, t = choices.shape
     targets = choices.reshape(b * c, t)
     inputs = transformer.shift_right(config, targets, context.start)
     hidden = transformer.decode(config, params, context, inputs, key)
-    logits = transformer.head(config, params, hidden, layers.site_key(key, 3))
-    return losses.token_log_probs(logits, targets).reshape(b, c, t)
+    scores = score_tokens(
+        config, params, hidden, targets, layers.site_key(key, 3), memory_budget=memory_budget
+    )
+    return scores.log_probs.reshape(b, c, t)
 
 
 def choice_parts(config: Config, b: int, c: int, t: int, memory_budget: int) -> int:
     """Into how many parts C choices of T tokens are split, for B inputs and a budget in bytes.
 
-    A token costs its logits in float32 twice (the logits, and their exponentials on the way to the
-    normaliser) and the widest activations of one decoder layer.
+    A token costs the widest activations of one decoder layer. What a device holds counts: its rows
+    of the batch, and its heads and hidden units. Logits have a budget of their own, as large
+    (:func:`token_parts`).
     """
-    width = 8 * config.vocab_size + 4 * (2 * config.d_ff + 4 * config.inner + 4 * config.d_model)
-    per_choice = b * t * width
+    inner, hidden = share(config.inner, "model"), share(config.d_ff, "model")
+    width = 4 * (2 * hidden + 4 * inner + 4 * config.d_model)
+    per_choice = share(b, *BATCH) * t * width
     together = max(1, int(memory_budget // per_choice))
     parts = math.ceil(c / min(together, c))
     return parts
+
+
+# --------------------------------------------------------------------------------------------
+# Tokens
+# --------------------------------------------------------------------------------------------
+def score_tokens(
+    config: Config,
+    params: Params,
+    hidden: jax.Array,
+    targets: jax.Array,
+    key: jax.Array | None = None,
+    *,
+    mean: bool = False,
+    memory_budget: int = MEMORY_BUDGET,
+) -> losses.TokenScores:
+    """What a loss needs of the logits of hidden states, a part of the logits at a time.
+
+    The vocabulary is wide: [N, T, V] in float32 may be larger than all else that a step holds.
+    Where it is more than the budget, T is cut into equal parts, of which one has its logits at a
+    time, and again in the backward pass; values and gradients are those of the whole.
+
+    Args:
+      params: the backbone's tree, merged with a method's leaves, of one task (``for_tasks``).
+      hidden: [N, T, D], what ``transformer.head`` reads.
+      targets: [N, T] token ids.
+      key: for LoRA's dropout on the head.
+      mean: whether the mean logit is needed, as label smoothing does.
+      memory_budget: bytes for the logits, in all their forms, on one device.
+    Returns:
+      Arrays [N, T] float32.
+    """
+    n, t, _ = hidden.shape
+    parts = token_parts(config, n, t, memory_budget)
+
+    def score(hidden, targets, key):
+        logits = transformer.head(config, params, hidden, key)
+        return losses.token_scores(logits, targets, mean=mean)
+
+    if parts == 1:
+        return score(hidden, targets, key)
+    size = -(-t // parts)
+
+    def cut(x):
+        padded = jnp.pad(x, ((0, 0), (0, parts * size - t), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(padded.reshape(n, parts, size, *x.shape[2:]), 1, 0)
+
+    keys = None if key is None else jax.random.split(key, parts)
+    # A gradient through the parts keeps their hidden states only and makes the logits again.
+    part = jax.checkpoint(lambda xs: score(*xs), prevent_cse=False)
+    scored = jax.lax.map(part, (cut(hidden), cut(targets), keys))
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(n, parts * size)[:, :t],
+        scored,
+    )
+
+
+def token_parts(config: Config, n: int, t: int, memory_budget: int) -> int:
+    """Into how many parts T tokens of N sequences are cut for their logits: at most T.
+
+    A token costs its logits in float32 three times: themselves, their exponentials on the way to
+    the normaliser, and their gradients.
+    """
+    per_place = share(n, *BATCH) * 12 * share(config.vocab_size, "model")
+    together = min(t, max(1, int(memory_budget // per_place)))
+    return math.ceil(t / together)
 
 
 def score_choices(

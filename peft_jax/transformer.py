@@ -51,6 +51,7 @@ from peft_jax.architecture import (
     classifier_spec,
     draw,
     init,
+    rematerialized,
     specification,
 )
 from peft_jax.constraints import BATCH, constrain
@@ -86,6 +87,7 @@ __all__ = [
     "encode",
     "for_tasks",
     "head",
+    "hidden_states",
     "init",
     "init_cache",
     "logits",
@@ -105,10 +107,7 @@ __all__ = [
 # --------------------------------------------------------------------------------------------
 def _scan(config: Config, body, carry, xs):
     """``lax.scan`` over layers with the backward pass that ``config.remat`` asks for."""
-    if config.remat != "none":
-        # Inside a scan the barrier against common-subexpression elimination is not needed.
-        body = jax.checkpoint(body, policy=REMAT[config.remat], prevent_cse=False)
-    return scan_layers(body, carry, xs)
+    return scan_layers(rematerialized(body, config.remat), carry, xs)
 
 
 def _layer_keys(key: jax.Array | None, depth: int) -> jax.Array | None:
@@ -1039,6 +1038,15 @@ def logits(config: Config, params: Params, batch: Batch, key: jax.Array | None =
       key: for dropout; None means evaluation.
     """
     params = for_tasks(params, batch)
+    hidden, head_key = hidden_states(config, params, batch, key)
+    return head(config, params, hidden, head_key)
+
+
+def hidden_states(
+    config: Config, params: Params, batch: Batch, key: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None]:
+    """What :func:`logits` gives to the head: states [B, T, D], and the head's key for dropout."""
+    params = for_tasks(params, batch)
     encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
     if config.kind == "encoder":
         encoded = encode(config, params, batch, encoder_key)
@@ -1049,7 +1057,7 @@ def logits(config: Config, params: Params, batch: Batch, key: jax.Array | None =
         read = context(config, params, batch, encoder_key, stack_cross=False)
         tokens, segments = batch["decoder_input_tokens"], batch.get("decoder_segment_ids")
         hidden = decode(config, params, read, tokens, decoder_key, segments=segments)
-    return head(config, params, hidden, layers.site_key(decoder_key, 3))
+    return hidden, layers.site_key(decoder_key, 3)
 
 
 def classify(

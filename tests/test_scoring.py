@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import peft_jax as pj
-from peft_jax import losses, scoring
+from peft_jax import constraints, losses, scoring, sharding
 from tests import oracle
 from tests.test_transformer import CONFIG, adapted, random_backbone
 
@@ -137,3 +137,66 @@ def test_a_choice_that_does_not_exist_is_never_predicted():
     best = np.asarray(scoring.predictions(scores))
     assert batch["choice_mask"][np.arange(3), best].all()
     assert np.isneginf(np.asarray(scores)[~batch["choice_mask"]]).all()
+
+
+# ------------------------------------------------------------------------- logits in parts
+
+
+def arrays_of(jaxpr):
+    """Shapes of all that a jaxpr computes, however deep."""
+    found = set()
+    for equation in jaxpr.eqns:
+        found |= {v.aval.shape for v in equation.outvars}
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                found |= arrays_of(inner)
+    return found
+
+
+@pytest.mark.parametrize("smoothed", [False, True])
+def test_logits_in_parts_change_neither_values_nor_gradients(smoothed):
+    """Of the hidden states and of a trained head, where the parts do not divide the length."""
+    config = pj.Config("t5", 61, 8, 16, 2, 4, 1, 1)
+    keys = jax.random.split(jax.random.key(0), 3)
+    head = {"kernel": jax.random.normal(keys[0], (8, 61)), "bias": jnp.arange(61.0) / 61}
+    hidden = jax.random.normal(keys[1], (3, 7, 8))
+    targets = jax.random.randint(keys[2], (3, 7), 0, 61)
+    weights = jnp.asarray(np.arange(21).reshape(3, 7) % 3 / 2, jnp.float32)
+    budget = 3 * 12 * 61 * 3  # three places of three sequences
+
+    def loss(hidden, head, budget):
+        scores = scoring.score_tokens(
+            config, {"lm_head": head}, hidden, targets, mean=smoothed, memory_budget=budget
+        )
+        sums = losses.scored_sums(
+            scores, weights, vocabulary=61, z_loss=1e-2, label_smoothing=0.1 * smoothed
+        )
+        return sums["loss"].mean()
+
+    def both(budget):
+        return jax.value_and_grad(lambda h, p: loss(h, p, budget), argnums=(0, 1))
+
+    assert scoring.token_parts(config, 3, 7, budget) == 3
+    (whole, gradients), (split, split_gradients) = (
+        jax.jit(both(b))(hidden, head) for b in (1 << 40, budget)
+    )
+    np.testing.assert_allclose(whole, split, rtol=1e-6)
+    for one, other in zip(
+        jax.tree.leaves(gradients), jax.tree.leaves(split_gradients), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    made = [arrays_of(jax.make_jaxpr(both(b))(hidden, head).jaxpr) for b in (1 << 40, budget)]
+    assert (3, 7, 61) in made[0]
+    assert (3, 3, 61) in made[1]
+    assert not {(3, 7, 61), (3, 3, 3, 61), (21, 61)} & made[1]
+
+
+def test_parts_count_what_a_device_holds():
+    """On a mesh of 4 x 2 a device has a fourth of the rows and half of the vocabulary."""
+    config = pj.Config("t5", 64, 8, 16, 2, 4, 1, 1)
+    alone = scoring.token_parts(config, 8, 32, 12 * 64 * 8)
+    with constraints.on_mesh(sharding.make_mesh(data=4, model=2)):
+        assert scoring.token_parts(config, 8, 32, 12 * 64 * 8) == alone // 8 == 4
+        assert scoring.choice_parts(config, 8, 32, 4, 8192) == 8
+    assert scoring.choice_parts(config, 8, 32, 4, 8192) == 32

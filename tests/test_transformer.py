@@ -170,7 +170,7 @@ def test_remat_policies_give_equal_gradients(dtype):
         return tree.flatten(jax.jit(jax.grad(loss))(stored))
 
     wanted = gradients("none")
-    for remat in ("dots", "full"):
+    for remat in ("dots", "attention", "full", "offload"):
         for path, gradient in gradients(remat).items():
             oracle.assert_close(gradient, wanted[path], 1e-5, f"{remat} {path}")
 
