@@ -1,6 +1,11 @@
 """A backbone read straight into the parts of a mesh: the same arrays, and nothing else is read."""
 
 import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
 import weakref
 
 import jax
@@ -9,8 +14,10 @@ import numpy as np
 import pytest
 
 import peft_jax as pj
-from peft_jax import sharding, tree
+from peft_jax import quantization, sharding, tree
 from peft_jax.backbones import formats, hugging_face, loading, native, t5x
+from peft_jax.backbones.base import identity
+from peft_jax.errors import InputError
 from peft_jax.tensor_files import StoredTensor, bounded
 from tests.families import BART, GPT2, LLAMA
 from tests.test_transformer import CONFIG, V1_0, random_backbone
@@ -98,20 +105,38 @@ def test_every_box_of_a_leaf_is_that_of_the_array(tmp_path, writer, config):
             np.testing.assert_array_equal(leaf.read_part(box), array[box], err_msg=f"{path} {box}")
 
 
-def test_every_leaf_may_become_something_else_as_it_is_read(tmp_path, mesh):
-    backbone = written(tmp_path / "model", "native", CONFIG)
-    seen, given = [], []
+@pytest.mark.parametrize("kind", quantization.KINDS)
+def test_weights_are_quantised_as_they_are_read(tmp_path, monkeypatch, mesh, kind):
+    pytest.importorskip("qwix")
+    backbone = written(tmp_path / "model", "hugging_face", CONFIG)
+    wanted = tree.flatten(backbone.quantize(kind).params)
+    quantize, given = quantization.quantize, []
 
-    def halved(path, array):
-        assert not any(ref() is not None for ref in given)  # a model is never whole in the form that it is stored in
-        given.append(weakref.ref(array))
-        seen.append((path, array.sharding.mesh))
-        return {"half": array / 2}
+    def watched(kernel, kind):
+        # A model is never whole in the precision that it is stored in.
+        assert not any(ref() is not None for ref in given)
+        given.append(weakref.ref(kernel))
+        return quantize(kernel, kind)
 
-    loaded = pj.load_backbone(tmp_path / "model", mesh=mesh, on_array=halved)
-    assert sorted(seen) == sorted((path, mesh) for path in tree.flatten(backbone.params))
-    for path, array in tree.flatten(backbone.params).items():
-        np.testing.assert_array_equal(tree.get(loaded.params, f"{path}/half"), array / 2)
+    monkeypatch.setattr(quantization, "quantize", watched)
+    for where in (None, mesh):
+        given.clear()
+        loaded = pj.load_backbone(tmp_path / "model", mesh=where, quantize=kind)
+        assert len(given) == sum(map(quantization.quantizable, wanted))
+        assert identity(loaded)["fingerprint"] == identity(backbone)["fingerprint"]
+        found = tree.flatten(loaded.params)
+        assert found.keys() == wanted.keys()
+        for path, leaf in found.items():
+            jax.tree.map(np.testing.assert_array_equal, leaf, wanted[path])
+            if where is not None:
+                lies = sharding.shardings({path: leaf}, loaded.config, mesh)[path]
+                assert jax.tree.map(lambda x: x.sharding, leaf) == lies, path
+
+
+def test_a_kind_of_quantisation_that_is_none_is_refused():
+    with pytest.raises(InputError, match="quantize 'int3' is unknown"):
+        pj.load_backbone("tiny", quantize="int3")
+    assert quantization.kind_of(pj.load_backbone("tiny", quantize="none").params) == "none"
 
 
 # ------------------------------------------------------------------------------ what is read
@@ -182,3 +207,97 @@ def test_the_whole_is_read_once_for_all_devices(mesh):
     assert array.sharding == lies
     assert len(array.addressable_shards) == 8
     np.testing.assert_array_equal(array, source.array)
+
+
+# ------------------------------------------------------------------------------ real processes
+
+PROCESS = """
+import json, sys
+import jax, numpy as np
+import peft_jax as pj
+from peft_jax import sharding, tree
+from peft_jax.backbones import formats
+from peft_jax.backbones.base import identity
+
+folder, axes, address, number, count = sys.argv[1:]
+if int(count) > 1:
+    jax.distributed.initialize(address, int(count), int(number))
+mesh = sharding.make_mesh(**json.loads(axes))
+jax.block_until_ready(jax.numpy.ones(10) + 1)
+
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
+
+def read():
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])  # rchar: what was asked of files
+
+memory, bytes_read = peak(), read()
+backbone = pj.load_backbone(folder, mesh=mesh)
+jax.block_until_ready(backbone.params)
+memory, bytes_read = peak() - memory, read() - bytes_read
+held, size = 0, 0
+for leaf in jax.tree.leaves(backbone.params):
+    held += sum({str(s.index): s.data.nbytes for s in leaf.addressable_shards}.values())
+    size += leaf.nbytes
+stored, _ = formats.open_backbone(folder)
+for path, leaf in tree.flatten(backbone.params).items():
+    for shard in leaf.addressable_shards:
+        np.testing.assert_array_equal(shard.data, stored.leaves[path].read_part(shard.index))
+print(json.dumps({
+    "memory": memory, "read": bytes_read, "held": held, "size": size,
+    "fingerprint": identity(backbone)["fingerprint"],
+}))
+"""
+
+
+def load_in_processes(folder, axes, processes, devices):
+    """What each of some processes measures that load a backbone onto one mesh."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", PROCESS, str(folder), json.dumps(axes), address]
+    started = [
+        subprocess.Popen(
+            [*command, str(number), str(processes)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+    results = []
+    for process in started:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-3000:]
+        results.append(json.loads(out.splitlines()[-1]))
+    return results
+
+
+@pytest.fixture(scope="module")
+def small_folders(tmp_path_factory):
+    """T5 v1.1 small in float32, 308 MB, in our format and in Hugging Face's."""
+    folder = tmp_path_factory.mktemp("small")
+    backbone = pj.init_backbone(pj.backbone_config("t5_v1_1_small"), jax.random.key(0))
+    native.write_backbone(folder / "native", backbone)
+    hugging_face.write_backbone(folder / "hugging_face", backbone)
+    t5x.write_backbone(folder / "t5x", backbone)
+    return folder, identity(backbone)["fingerprint"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writer", ["native", "hugging_face", "t5x"])
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"fsdp": 4, "model": 2}], ids=str)
+def test_no_process_holds_the_model(small_folders, writer, axes):
+    """Four processes with two devices each: each holds its quarter, and a piece at a time."""
+    folder, fingerprint = small_folders
+    for measured in load_in_processes(folder / writer, axes, 4, 2):
+        print(writer, axes, measured)
+        assert measured["fingerprint"] == fingerprint
+        assert measured["held"] < 0.3 * measured["size"]
+        assert measured["memory"] < 0.55 * measured["size"]
+        assert measured["read"] < 1.05 * measured["size"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def load_backbone(
     *,
     config: str | None = None,
     mesh: Mesh | None = None,
-    on_array: Callable[[str, jax.Array], Any] | None = None,
+    quantize: str | None = None,
     **run: Any,
 ) -> Backbone:
     """Loads a frozen backbone.
@@ -74,8 +73,9 @@ def load_backbone(
       mesh: over which the weights are split, as ``sharding.leaf_spec`` says; every process reads
         only what its devices hold, so that the model is never whole on a host. None: all of it on
         the default device.
-      on_array: called with the path and the array of every leaf as it is read; what it returns
-        stands in the tree in its place, and the array is let go before the next one is read.
+      quantize: "int8" or "nf4": the kernels of the layers are quantised one by one as they are
+        read (see ``quantization.quantize``), and the full-precision model is never there. None, or
+        "none": as they are.
       **run: fields of :class:`~peft_jax.transformer.Config` to change, such as ``dropout=0.0`` or
         ``remat="full"``.
 
@@ -93,7 +93,8 @@ def load_backbone(
     if dtype is None:
         dtype = jnp.bfloat16 if accelerated else jnp.float32
     folder = TINY if str(source) == "tiny" else Path(source)
-    backbone = formats.read_backbone(folder, dtype, config, mesh=mesh, on_array=on_array)
+    quantize = None if quantize == "none" else quantize
+    backbone = formats.read_backbone(folder, dtype, config, mesh=mesh, quantize=quantize)
     run = {"activation_dtype": "bfloat16" if accelerated else "float32"} | run
     return backbone.replace(**run)
 

@@ -81,7 +81,7 @@ def read_backbone(
     on_leaf: Callable[[str], None] = lambda path: None,
     *,
     mesh: Mesh | None = None,
-    on_array: loading.OnArray | None = None,
+    quantize: str | None = None,
 ) -> Backbone:
     """The backbone at ``path``, whatever its format.
 
@@ -91,13 +91,13 @@ def read_backbone(
       named: the configuration that a T5X checkpoint takes what its shapes do not tell from.
       on_leaf: called with the path of every leaf that is read.
       mesh: over which the parameters are split; None puts them on the default device.
-      on_array: called with every leaf; what it returns stands in the tree in its place.
+      quantize: "int8" or "nf4": the kernels of the layers are quantised one by one.
 
     Raises:
       InputError: what is there cannot be read, or ``named`` is given for another format.
     """
     stored, dtype = open_backbone(path, dtype, named)
-    return loading.read(stored, dtype, mesh, on_leaf, on_array)
+    return loading.read(stored, dtype, mesh, on_leaf, quantize)
 
 
 def open_backbone(

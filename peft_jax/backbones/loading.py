@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from peft_jax import tree
-from peft_jax.backbones.base import Backbone
-from peft_jax.sharding import leaf_spec
+from peft_jax import quantization, tree
+from peft_jax.backbones.base import Backbone, Fingerprint
+from peft_jax.sharding import leaf_spec, place
 from peft_jax.tensor_files import (
     Index,
     StoredTensor,
@@ -32,9 +32,6 @@ from peft_jax.transformer import Config
 
 # Bytes that are read before they are copied to their places.
 _PIECE = 32 * 2**20
-
-OnArray = Callable[[str, jax.Array], Any]
-"""``on_array(path, array)``: what stands in the tree in place of an array, such as int8 weights."""
 
 
 class StoredBackbone(NamedTuple):
@@ -58,7 +55,7 @@ def read(
     dtype: Any = None,
     mesh: Mesh | None = None,
     on_leaf: Callable[[str], None] = lambda path: None,
-    on_array: OnArray | None = None,
+    quantize: str | None = None,
 ) -> Backbone:
     """The arrays of a stored backbone.
 
@@ -68,20 +65,42 @@ def read(
       mesh: where they lie: split over its axes as ``sharding.leaf_spec`` says, and of every leaf
         only the parts of this process's devices are read. None: on the default device.
       on_leaf: called with the path of every leaf that is read.
-      on_array: called with every leaf; what it returns stands in the tree in its place, and the
-        array is let go before the next one is read.
+      quantize: "int8" or "nf4": a kernel is quantised as soon as it is read, and let go before the
+        next one is; the backbone's fingerprint is that of the weights as they were.
+
+    Raises:
+      InputError: a file is damaged behind its header; ``quantize`` is no kind of quantisation.
     """
+    if quantize is not None:
+        quantization.check_kind(quantize)
+    fingerprint = Fingerprint()
     flat: dict[str, Any] = {}
     previous: Any = None
     for path, leaf in stored.leaves.items():
         array = _read_leaf(path, leaf, dtype, stored.config, mesh)
-        flat[path] = array if on_array is None else on_array(path, array)
+        if quantize is not None:
+            fingerprint.add(path, array)
+            array = _quantized(path, array, quantize, stored.config, mesh)
+        flat[path] = array
+        del array
         # A copy to an accelerator goes on by itself, and holds the host's memory until it is done.
         jax.block_until_ready(previous)
         previous = flat[path]
-        del array
         on_leaf(path)
-    return Backbone(tree.unflatten(flat), stored.config, stored.name, stored.vocabulary)
+    return Backbone(
+        tree.unflatten(flat),
+        stored.config,
+        stored.name,
+        stored.vocabulary,
+        fingerprint=None if quantize is None else fingerprint.digest(),
+    )
+
+
+def _quantized(path: str, array: jax.Array, kind: str, config: Config, mesh: Mesh | None) -> Any:
+    if not quantization.quantizable(path):
+        return array
+    made = {path: quantization.quantize(array, kind)}
+    return made[path] if mesh is None else place(mesh, made, config)[path]
 
 
 def _read_leaf(
