@@ -85,7 +85,8 @@ def outline(config: Experiment, *, accelerated: bool = True) -> Backbone:
     if model.dropout is not None:
         run["dropout"] = model.dropout
     dtype = jnp.dtype(auto if model.dtype == "auto" else model.dtype)
-    return abstract_backbone(found, dtype, Path(name).name).replace(**run)
+    backbone = abstract_backbone(found, dtype, Path(name).name).replace(**run)
+    return backbone if model.quantize == "none" else backbone.quantize(model.quantize)
 
 
 def answer_to(config: Experiment, backbone: Backbone, shape: BatchShape) -> Answer:

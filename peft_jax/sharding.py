@@ -237,7 +237,7 @@ def _dimensions(path: str, shape: Sequence[int], config: Config, mesh: Mesh):
     for size, name in zip(shape[len(shape) - len(counted) :], counted, strict=True):
         axis = None if name is None else AXIS_OF[name]
         ways = mesh.shape.get(axis, 1)
-        if ways == 1:
+        if ways == 1 or size == 1:  # one scale for all rows of a quantised kernel
             found.append((None, None))
         elif size % ways or _units(name, size, config) % ways:
             found.append((None, name))
@@ -314,13 +314,57 @@ def batch_ways(mesh: Mesh) -> int:
 # --------------------------------------------------------------------------------------------
 # Putting arrays there
 # --------------------------------------------------------------------------------------------
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """[b] the rows of a global batch [B] that devices of this process hold, in order.
+
+    Where "model" reaches over processes, several of them hold the same rows.
+
+    Raises:
+      InputError: the mesh does not divide the batch.
+    """
+    if batch_size % batch_ways(mesh):
+        raise InputError(
+            f"a batch of {batch_size} does not divide over {batch_ways(mesh)} devices "
+            f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})"
+        )
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    rows = [np.arange(batch_size)[index] for index in held.values() if index is not None]
+    return np.unique(np.concatenate(rows)) if rows else np.arange(0)
+
+
 def put_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """A host's batch as global arrays, split over "data" and "fsdp"."""
+    """A batch as global arrays, split over "data" and "fsdp".
+
+    Args:
+      batch: arrays [b, ...] of this process's rows, see :func:`local_rows`: all of them where it is
+        the only process.
+    """
     placed = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(placed, np.asarray(array))
-        for name, array in batch.items()
-    }
+    if placed.is_fully_addressable:
+        return jax.device_put(dict(batch), placed)
+    ways = batch_ways(mesh)
+    rows = local_rows(mesh, ways)  # which parts of a batch are here
+
+    def put(array: np.ndarray) -> jax.Array:
+        size = len(array) // len(rows)
+        shape = (ways * size, *array.shape[1:])
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            place = int(np.searchsorted(rows, (index[0].start or 0) // size)) * size
+            return array[place : place + size]
+
+        return jax.make_array_from_callback(shape, placed, part)
+
+    return {name: put(np.asarray(array)) for name, array in batch.items()}
+
+
+def fetch(mesh: Mesh, tree: Any) -> Any:
+    """A tree of arrays on a mesh as NumPy arrays, whole in every process."""
+
+    def one(x: jax.Array) -> np.ndarray:
+        return np.asarray(x if x.is_fully_addressable else jax.device_put(x, replicated(mesh)))
+
+    return jax.tree.map(one, tree)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
