@@ -279,8 +279,20 @@ def _lowbias32(x: jax.Array) -> jax.Array:
 
 
 def site_key(key: jax.Array | None, site: int) -> jax.Array | None:
-    """A key of its own for each place in a layer where dropout acts."""
-    return None if key is None else jax.random.fold_in(key, site)
+    """A key of its own for each place in a layer where dropout acts.
+
+    Made as the bits are, by a hash: ``jax.random.fold_in`` would stand at every site of a layer
+    with some hundred scalar instructions, and again where the backward pass recomputes it.
+    """
+    if key is None:
+        return None
+    words = jax.random.key_data(key)
+    # Multiples of the golden ratio are far apart: neighbouring sites, and words, start far apart.
+    places = np.arange(1 + site * words.size, 1 + (site + 1) * words.size, dtype=np.uint64)
+    offsets = (places * 0x9E3779B9).astype(np.uint32).reshape(words.shape)
+    mixed = _lowbias32(words + offsets)
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return jax.random.wrap_key_data(mixed, impl=jax.random.key_impl(key)) if typed else mixed
 
 
 # --------------------------------------------------------------------------------------------

@@ -145,6 +145,8 @@ def test_dropout_masks_are_independent_of_each_other():
     masks = [np.asarray(layers.dropout(key, x, 0.5)) > 0]
     masks += [np.asarray(layers.dropout(jax.random.key(s), x, 0.5)) > 0 for s in range(3)]
     masks += [np.asarray(layers.dropout(layers.site_key(key, s), x, 0.5)) > 0 for s in range(4)]
+    nested = [layers.site_key(layers.site_key(key, s), t) for s, t in ((0, 1), (1, 0), (2, 2))]
+    masks += [np.asarray(layers.dropout(k, x, 0.5)) > 0 for k in nested]
     signs = [np.where(m, 1.0, -1.0) for m in masks]
     for i, one in enumerate(signs):
         for other in signs[:i]:
