@@ -169,8 +169,8 @@ def _fill(leaf: StoredTensor, parts: list[Part]) -> None:
 
 def _pieces(leaf: StoredTensor, parts: list[Part]) -> Iterator[tuple[int, int]]:
     """Bounds along the outer axis, so that what lies between them is no more than a piece."""
-    if not leaf.shape:
-        yield 0, 1
+    if leaf.part is None or not leaf.shape:  # it is read as a whole, for each piece again
+        yield 0, max(leaf.shape, default=1)
         return
     around = _around([box for box, _ in parts])
     size = [one.stop - one.start for one in around]

@@ -218,7 +218,7 @@ def _leaf(path: Path, config: Config, rule: Rule, layout: Layout, tensors: Tenso
     if "/layers/" not in rule.ours:
         # The relative bias is small, and its layers are compared.
         plain = not rule.transpose and len(sources) == 1
-        part = sources[0].read_part if plain else None
+        part = sources[0].part if plain else None
         return StoredTensor(shape, sources[0].dtype, read, part=part)
     scanned = rule.stacked and layout.scanned
     heads = _heads_axis(config, rule, layout)
