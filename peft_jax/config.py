@@ -41,8 +41,8 @@ class ModelConfig:
     dropout: float | None = None
     """Rate while training; by default the checkpoint's own (0.1 for a T5)."""
     remat: Literal["none", "dots", "attention", "full", "offload"] = "dots"
-    """What the backward pass keeps of a layer: all, the projections' outputs (offload: in the host's
-    memory), the attentions' alone, or its input."""
+    """What the backward pass keeps of a layer: all, the projections' outputs (offload: in the
+    host's memory), the attentions' alone, or its input."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """Of the layers' frozen kernels: 8 bits with a scale per output, or 4 bits as in QLoRA."""
 
