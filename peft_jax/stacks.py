@@ -73,7 +73,8 @@ def for_tasks(params: Params, batch: Batch) -> Params:
         raise InputError("the parameters hold a bank of adapters: the batch needs task_ids [B]")
     ids = batch["task_ids"]
     tasks = found[0].values.shape[1 if found[0].stacked else 0] - 1
-    if not isinstance(ids, jax.core.Tracer):
+    traced = isinstance(ids, jax.core.Tracer)
+    if not traced and not (isinstance(ids, jax.Array) and not ids.is_fully_addressable):
         wrong = [int(i) for i in np.asarray(ids) if not -1 <= i < tasks]
         if wrong:
             raise InputError(

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from peft_jax import transformer
+from peft_jax.constraints import constrain
+from peft_jax.decoding.largest import top_k_of_few, top_k_of_groups
 from peft_jax.decoding.one_by_one import history_of, is_eos
 from peft_jax.decoding.options import Decoding
 from peft_jax.decoding.processing import Strengths, process
@@ -104,7 +106,7 @@ def search_beams(
     factors: LengthFactors,
     stops: Stops | None,
 ) -> Hypotheses:
-    """The best texts of B inputs; arguments as of ``one_by_one.decode_one_by_one``."""
+    """The best texts of B inputs; arguments and devices as of ``one_by_one.decode_one_by_one``."""
     b, k, t = len(context.start), decoding.beams, decoding.max_length
 
     def grow(loop: Loop) -> Loop:
@@ -141,7 +143,8 @@ def search_beams(
         jnp.ones((), bool),
         new_cache(config, stack, b, t, k),
     )
-    return jax.lax.while_loop(lambda loop: loop.going, grow, start).hypotheses
+    found = jax.lax.while_loop(lambda loop: loop.going, grow, start).hypotheses
+    return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), found)
 
 
 def _first_beams(config: Config, b: int, k: int, t: int, stops: Stops | None) -> Beams:
@@ -181,7 +184,7 @@ def _candidates(
     vocabulary = log_probs.shape[-1]
     wanted = max(2, 1 + len(decoding.eos_ids or ())) * k
     totals = log_probs.reshape(b, k, vocabulary) + beams.scores[:, :, None]
-    scores, index = jax.lax.top_k(totals.reshape(b, -1), wanted)
+    scores, index = top_k_of_groups(totals, wanted)
     tokens = (index % vocabulary).astype(jnp.int32)
     grown = _of_each(beams, index // vocabulary)
     written = jax.lax.dynamic_update_slice_in_dim(grown.tokens, tokens[..., None], step, axis=2)
@@ -196,7 +199,7 @@ def _candidates(
 def _go_on(candidates: Beams, ending: jax.Array, k: int) -> Beams:
     """The best candidates that do not end."""
     scores = candidates.scores + ending * jnp.float32(_EXCLUDED)
-    _, index = jax.lax.top_k(scores, k)
+    _, index = top_k_of_few(scores, k)
     return _of_each(candidates._replace(scores=scores), index)
 
 
@@ -221,7 +224,7 @@ def _keep_ended(
     lengths = jnp.broadcast_to(step + 1, ended.shape)
     now = Hypotheses(candidates.tokens, lengths, scores, ended)
     both = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), hypotheses, now)
-    _, index = jax.lax.top_k(both.scores, k)
+    _, index = top_k_of_few(both.scores, k)
     return _of_each(both, index)
 
 

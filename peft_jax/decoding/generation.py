@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peft_jax import transformer
+from peft_jax import constraints, transformer
 from peft_jax.backbones.base import Backbone
 from peft_jax.decoding.beam_search import length_factors, search_beams
 from peft_jax.decoding.one_by_one import decode_one_by_one
@@ -56,7 +56,8 @@ def generate(
 
     Args:
       params: the backbone's tree, alone or merged with a method's leaves or a bank. They are
-        arguments of the compiled functions: other weights of the same shapes compile nothing.
+        arguments of the compiled functions: other weights of the same shapes compile nothing. On a
+        mesh (``sharding.place``) the texts are written there, and every device has the result.
       batch: ``encoder_input_tokens`` [B, S] and optionally ``encoder_mask`` [B, S]; a decoder-only
         model goes on from them, wherever a row's padding stands. ``task_ids`` [B] with a bank.
       decoding: how; by default greedily, up to 64 tokens.
@@ -72,11 +73,16 @@ def generate(
     if decoding.samples and key is None:
         raise InputError("sampling needs a key of its draws, such as key=jax.random.key(0)")
     stops = _find_stops(backbone, decoding, tokenizer)
-    inputs = _prepare(backbone.config, params, batch, decoding)
+    with constraints.on_mesh(constraints.mesh_of(params)):
+        return _write(backbone.config, params, batch, decoding, key, stops)
+
+
+def _write(config: Config, params, batch, decoding: Decoding, key, stops) -> Generated:
+    inputs = _prepare(config, params, batch, decoding)
     if decoding.beams > 1:
-        return _by_beams(backbone.config, decoding, stops, *inputs)
+        return _by_beams(config, decoding, stops, *inputs)
     tokens, lengths, log_probs = decode_one_by_one(
-        backbone.config,
+        config,
         _structure(decoding),
         True,
         *inputs,
@@ -113,10 +119,12 @@ def greedy(backbone: Backbone, params: Params, batch: Batch, max_length: int = 6
 
     ``generate`` says what the arguments are.
     """
-    decoding = Decoding(max_length=max_length).for_backbone(backbone.config)
-    inputs = _prepare(backbone.config, params, batch, decoding)
-    structure, strengths = _structure(decoding), _strengths(decoding)
-    return decode_one_by_one(backbone.config, structure, False, *inputs, strengths, None, None)[0]
+    config = backbone.config
+    decoding = Decoding(max_length=max_length).for_backbone(config)
+    with constraints.on_mesh(constraints.mesh_of(params)):
+        inputs = _prepare(config, params, batch, decoding)
+        structure, strengths = _structure(decoding), _strengths(decoding)
+        return decode_one_by_one(config, structure, False, *inputs, strengths, None, None)[0]
 
 
 def _by_beams(config, decoding, stops, rest, stack, context) -> Generated:
@@ -160,7 +168,7 @@ def _check_positions(config: Config, params: Params, batch: Batch, length: int) 
         tokens, mask = batch["encoder_input_tokens"], batch.get("encoder_mask")
         read = tokens.shape[1]
         given = tokens if mask is None else mask
-        if not isinstance(given, jax.core.Tracer):
+        if not isinstance(given, jax.core.Tracer) and _is_here(given):
             known = np.asarray(tokens != config.pad_id if mask is None else mask)
             read = int(known.sum(axis=1).max(initial=0))
     # The last token generated is not read any more; the first that is stands for the start token.
@@ -170,6 +178,11 @@ def _check_positions(config: Config, params: Params, batch: Batch, length: int) 
             f"max_length {length} behind {read + soft} tokens of input needs {needed} positions, "
             f"but this {config.family} has learned {config.max_positions}; shorten one of them"
         )
+
+
+def _is_here(x: Any) -> bool:
+    """Whether this process can read all of an array."""
+    return not isinstance(x, jax.Array) or x.is_fully_addressable
 
 
 def _structure(decoding: Decoding) -> Decoding:

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from peft_jax import transformer
+from peft_jax.constraints import BATCH, constrain
 from peft_jax.decoding import sampling
+from peft_jax.decoding.largest import top_k
 from peft_jax.decoding.options import Decoding
 from peft_jax.decoding.processing import History, Strengths, process, reads_history
 from peft_jax.decoding.step import Layers, Read, advance, new_cache
@@ -55,6 +57,8 @@ def decode_one_by_one(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Tokens [N, T], lengths [N] and summed log-probabilities [N] of N = B * sequences texts.
 
+    On a mesh every device has them all, so that every process can read them.
+
     Args:
       decoding: without what ``strengths`` and ``stops`` hold, so that it says only what the
         program depends on.
@@ -74,9 +78,10 @@ def decode_one_by_one(
         wanted = process(logits, loop.step, decoding, strengths, history)
         if keys is None:
             # top_k finds the largest, the first of equals, in half the time of argmax on a CPU.
-            token = jax.lax.top_k(wanted, 1)[1][:, 0]
+            token = top_k(wanted, 1)[1][:, 0]
         else:
-            warped = sampling.warp(wanted, strengths, decoding.top_k)
+            whole = constrain(wanted, BATCH, None)
+            warped = sampling.warp(whole, strengths, decoding.top_k)
             token = sampling.draw(keys, loop.step, warped)
         log_probs = loop.log_probs
         if log_probs is not None:
@@ -109,7 +114,8 @@ def decode_one_by_one(
         new_cache(config, stack, n, t),
     )
     end = jax.lax.while_loop(unfinished, grow, start)
-    return end.tokens, end.lengths, end.log_probs
+    found = (end.tokens, end.lengths, end.log_probs)
+    return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), found)
 
 
 def is_eos(decoding: Decoding, tokens: jax.Array) -> jax.Array:

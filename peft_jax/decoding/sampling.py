@@ -5,18 +5,19 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from peft_jax.decoding.largest import top_k
 from peft_jax.decoding.processing import Strengths
 
 # Entries of a block of the two-level draw; a lane of an accelerator's vector unit.
 _BLOCK = 128
 
 
-def warp(logits: jax.Array, strengths: Strengths, top_k: int | None) -> jax.Array:
+def warp(logits: jax.Array, strengths: Strengths, most: int | None) -> jax.Array:
     """Logits [N, V] with what is not to be drawn at -inf, in transformers' order."""
     if strengths.temperature is not None:
         logits = logits / strengths.temperature
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
+    if most is not None:
+        logits = keep_top_k(logits, most)
     if strengths.top_p is not None:
         logits = keep_top_p(logits, strengths.top_p)
     return logits
@@ -26,7 +27,7 @@ def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
     """The k largest of [N, V] and all that equal the last of them; TopKLogitsWarper."""
     if k >= logits.shape[-1]:
         return logits
-    least = jax.lax.top_k(logits, k)[0][:, -1:]
+    least = top_k(logits, k)[0][:, -1:]
     return jnp.where(logits < least, -jnp.inf, logits)
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peft_jax import layers, transformer
+from peft_jax.constraints import BATCH, constrain
 from peft_jax.transformer import Batch, Config, Context, Prompt, View
 from peft_jax.tree import Params
 
@@ -209,8 +210,9 @@ def new_cache(config: Config, stack: Layers, rows: int, places: int, group: int 
     shape: tuple[int, ...] = (rows, config.kv_heads, places * group, config.d_kv)
     if isinstance(stack, list):
         return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in stack]
-    shape = (config.decoder_layers, *shape)
-    return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    empty = jnp.zeros((config.decoder_layers, *shape), dtype)
+    empty = constrain(empty, None, BATCH, "model", None, None)
+    return empty, empty
 
 
 def _write(
