@@ -363,9 +363,11 @@ def _shape_in_words(described: Mapping[str, Any]) -> str:
 
 
 def _in_words(error: BaseException) -> str:
-    """An error's kind and first line; orbax's may be pages long."""
+    """An error's kind and first line, which may be pages long: what failed, and at its end why."""
     first = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
+    if len(first) > 320:
+        first = f"{first[:80]} ... {first[-240:]}"
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 # --------------------------------------------------------------------------------------------
