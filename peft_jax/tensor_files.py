@@ -7,6 +7,7 @@ that neither way needs more than one copy of a model.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ import numpy as np
 
 from peft_jax.errors import InputError
 from peft_jax.files import replace_file
+from peft_jax.paths import as_path, is_remote, open_file
 
 _DTYPES = {
     "F64": np.float64,
@@ -150,19 +152,20 @@ def open_tensors(path: str | Path) -> dict[str, StoredTensor]:
     Raises:
       InputError: there is no such file, or it is damaged or cut short.
     """
-    return _open(Path(path))[1]
+    return _open(as_path(path))[1]
 
 
 def open_with_metadata(path: str | Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
     """The strings of a file's header, and what :func:`open_tensors` gives; raises as it does."""
-    return _open(Path(path))
+    return _open(as_path(path))
 
 
 def _open(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            size = file.seek(0, io.SEEK_END) or file.tell()
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
-            size = path.stat().st_size
             if not 2 <= length <= size - 8:
                 raise ValueError("its header does not fit into it")
             header = json.loads(file.read(length))
@@ -200,7 +203,7 @@ def _entry(path: Path, entry: dict[str, Any], data: int, size: int) -> StoredTen
         # As a plain array: looking up rows of a memmap is several times slower.
         return np.memmap(path, dtype, "r", data + start, shape).view(np.ndarray)
 
-    return StoredTensor(shape, dtype, read, map_it, part)
+    return StoredTensor(shape, dtype, read, None if is_remote(path) else map_it, part)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -219,11 +222,6 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 _HOLE = 2**18
 # Bytes that are read at once where runs are picked from between such holes.
 _BLOCK = 2**23
-
-
-def open_file(path: Path) -> BinaryIO:
-    """A file to read tensors from, without a buffer of Python's own in between."""
-    return path.open("rb", buffering=0)
 
 
 def read_box(
@@ -285,7 +283,17 @@ def _read_into(file: BinaryIO, place: int, buffer: np.ndarray) -> None:
     # One call reads at most 2 GiB on Linux.
     done = 0
     while done < len(buffer):
-        count = file.readinto(buffer[done:])  # type: ignore[attr-defined]
+        count = _read_some(file, buffer[done:])
         if not count:
-            raise InputError(f"{file.name} ends in the middle of a tensor")
+            name = getattr(file, "name", None) or getattr(file, "path", "the file")
+            raise InputError(f"{name} ends in the middle of a tensor")
         done += count
+
+
+def _read_some(file: BinaryIO, buffer: np.ndarray) -> int:
+    if hasattr(file, "readinto"):
+        return file.readinto(buffer)
+    # TensorFlow's files of a bucket only give bytes; a piece of them at a time.
+    found = file.read(min(len(buffer), _BLOCK))
+    buffer[: len(found)] = np.frombuffer(found, np.uint8)
+    return len(found)

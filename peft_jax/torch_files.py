@@ -28,7 +28,8 @@ import numpy as np
 
 from peft_jax.errors import InputError
 from peft_jax.files import replace_file
-from peft_jax.tensor_files import Index, StoredTensor, open_file, read_box
+from peft_jax.paths import as_path, open_file
+from peft_jax.tensor_files import Index, StoredTensor, read_box
 
 _DTYPES = {
     "DoubleStorage": np.float64,
@@ -247,7 +248,7 @@ def open_torch(path: str | Path) -> dict[str, StoredTensor]:
       InputError: there is no such file, it is damaged or no torch file, it holds something else
         than tensors by name, or asks for something that no file of tensors needs; by name.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise InputError(f"no file at {path}")
     try:
@@ -383,7 +384,7 @@ def _open_legacy(path: Path, file: BinaryIO) -> tuple[Any, Reader, Place]:
     held = _interpret(file)
     keys, here = _interpret(file), file.tell()
     storages = {view.storage.key: view.storage for view in _views(held)}
-    size = file.seek(0, io.SEEK_END)
+    size = file.seek(0, io.SEEK_END) or file.tell()
     places: dict[str, int] = {}
     for key in keys:
         if str(key) not in storages:

@@ -23,6 +23,7 @@ from peft_jax.backbones.base import (
 )
 from peft_jax.backbones.families import CONFIGS
 from peft_jax.errors import InputError
+from peft_jax.paths import as_path
 from peft_jax.transformer import Config
 
 __all__ = [
@@ -65,7 +66,8 @@ def load_backbone(
 
     Args:
       source: "tiny" for the embedded one, or a folder: a Hugging Face checkpoint, one of T5X, or
-        what ``peft-jax convert`` wrote, which loads fastest.
+        what ``peft-jax convert`` wrote, which loads fastest. It may lie in a bucket
+        ("gs://...", see ``paths``).
       dtype: of the frozen weights; None means bfloat16 on an accelerator, float32 on a CPU.
       config: for a T5X checkpoint, which keeps none: the named configuration of a model of the same
         kind, such as "t5_v1_1_base". Not needed where the sizes are those of a published model, or
@@ -92,7 +94,7 @@ def load_backbone(
     accelerated = jax.default_backend() != "cpu"
     if dtype is None:
         dtype = jnp.bfloat16 if accelerated else jnp.float32
-    folder = TINY if str(source) == "tiny" else Path(source)
+    folder = TINY if str(source) == "tiny" else as_path(source)
     quantize = None if quantize == "none" else quantize
     backbone = formats.read_backbone(folder, dtype, config, mesh=mesh, quantize=quantize)
     run = {"activation_dtype": "bfloat16" if accelerated else "float32"} | run
@@ -105,12 +107,11 @@ def backbone_outline(source: str | Path) -> Backbone:
     Raises:
       InputError: as :func:`load_backbone`; or there is no vocabulary.
     """
-    from peft_jax.backbones import formats
-    from peft_jax.tokenizer_files import vocabulary_in
+    from peft_jax.backbones import formats, native
 
-    folder = TINY if str(source) == "tiny" else Path(source)
+    folder = TINY if str(source) == "tiny" else as_path(source)
     config = formats.read_config(folder)
-    vocabulary = vocabulary_in(folder)
+    vocabulary = native.local_vocabulary(folder)
     if vocabulary is None:
         raise InputError(
             f"backbone {str(source)!r} has no vocabulary: {folder} holds no tokenizer.json, "

@@ -14,6 +14,7 @@ from peft_jax.backbones import hugging_face, loading, native, t5x, t5x_files
 from peft_jax.backbones.base import Backbone
 from peft_jax.backbones.loading import StoredBackbone
 from peft_jax.errors import InputError
+from peft_jax.paths import as_path, exists
 from peft_jax.tensor_files import open_tensors
 from peft_jax.transformer import Config
 
@@ -35,8 +36,8 @@ def checkpoint_format(path: str | Path) -> Format:
     Raises:
       InputError: there is none, or an adapter.
     """
-    path = Path(path)
-    if not path.exists():
+    path = as_path(path)
+    if not exists(path):
         raise InputError(f"no checkpoint folder at {path}")
     if native.is_native(path):
         return "native"
@@ -65,7 +66,7 @@ def _refuse_adapter(path: Path) -> None:
 
 def read_config(path: str | Path, named: str | None = None) -> Config:
     """The configuration of the backbone at ``path``, without reading its parameters."""
-    path = Path(path)
+    path = as_path(path)
     found = checkpoint_format(path)
     if found == "t5x":
         return t5x.read_config(path, named)
@@ -86,7 +87,7 @@ def read_backbone(
     """The backbone at ``path``, whatever its format.
 
     Args:
-      path: a folder.
+      path: a folder, local or in a bucket (gs://).
       dtype: of the parameters; None keeps what is stored.
       named: the configuration that a T5X checkpoint takes what its shapes do not tell from.
       on_leaf: called with the path of every leaf that is read.
@@ -104,7 +105,7 @@ def open_backbone(
     path: str | Path, dtype: Any = None, named: str | None = None
 ) -> tuple[StoredBackbone, Any]:
     """What is stored, and the dtype to read it in; None keeps each leaf's own."""
-    path = Path(path)
+    path = as_path(path)
     kind = checkpoint_format(path)
     if kind == "t5x":
         return t5x.open_backbone(path, named), dtype

@@ -25,9 +25,10 @@ from peft_jax.backbones.base import RUN_FIELDS, Backbone
 from peft_jax.backbones.families import FAMILIES, Family
 from peft_jax.backbones.loading import StoredBackbone
 from peft_jax.backbones.names import Rule
+from peft_jax.backbones.native import copy_vocabulary, local_vocabulary
 from peft_jax.errors import InputError
+from peft_jax.paths import as_path
 from peft_jax.tensor_files import Index, StoredTensor, aligned_empty, box_shape
-from peft_jax.tokenizer_files import vocabulary_in
 from peft_jax.torch_files import open_torch
 from peft_jax.transformer import Config
 from peft_jax.tree import Params
@@ -113,7 +114,7 @@ def read_backbone(
         is missing, or whose shape is not what config.json says. Nothing is read before that is
         checked for all of them.
     """
-    return loading.read(open_backbone(Path(folder)), dtype, on_leaf=on_leaf)
+    return loading.read(open_backbone(as_path(folder)), dtype, on_leaf=on_leaf)
 
 
 def open_backbone(folder: Path) -> StoredBackbone:
@@ -127,7 +128,7 @@ def open_backbone(folder: Path) -> StoredBackbone:
         rule.ours: _leaf(config, rule, tensors)
         for rule in FAMILIES[config.family].hugging_face_rules(config)
     }
-    return StoredBackbone(leaves, config, folder.name, vocabulary_in(folder))
+    return StoredBackbone(leaves, config, folder.name, local_vocabulary(folder))
 
 
 def open_checkpoint(folder: Path) -> tuple[Config, dict[str, StoredTensor]]:
@@ -299,8 +300,6 @@ def write_backbone(
 
 
 def _write_vocabulary(folder: Path, vocabulary: Path | None) -> None:
-    from peft_jax.backbones.native import copy_vocabulary
-
     if vocabulary is None:
         return
     if vocabulary.is_dir():

@@ -26,7 +26,9 @@ from peft_jax.backbones.base import Backbone
 from peft_jax.backbones.loading import StoredBackbone
 from peft_jax.errors import InputError
 from peft_jax.files import replace_folder
+from peft_jax.paths import as_path, local_folder
 from peft_jax.tensor_files import StoredTensor, open_tensors, write_tensors
+from peft_jax.tokenizer_files import vocabulary_in
 from peft_jax.transformer import Config
 
 FORMAT = "peft_jax.backbone"
@@ -133,7 +135,7 @@ def read_backbone(
     Raises:
       InputError: as :func:`open_backbone`.
     """
-    return loading.read(open_backbone(Path(folder)), dtype, on_leaf=on_leaf)
+    return loading.read(open_backbone(as_path(folder)), dtype, on_leaf=on_leaf)
 
 
 def open_backbone(folder: Path) -> StoredBackbone:
@@ -150,7 +152,8 @@ def open_backbone(folder: Path) -> StoredBackbone:
     leaves = {path: stored[path] for path in tree.flatten(transformer.specification(config))}
     vocabulary = fields.get("vocabulary")
     if vocabulary is not None:
-        vocabulary = (folder / Path(vocabulary).name).resolve()
+        beside = local_folder(folder, (*TOKENIZER_FILES, CONFIG))
+        vocabulary = (beside / Path(vocabulary).name).resolve()
         if not vocabulary.exists():
             raise InputError(f"{folder / CONFIG} names the vocabulary {vocabulary}: it is missing")
     return StoredBackbone(leaves, config, fields.get("name", folder.name), vocabulary)
@@ -285,6 +288,11 @@ def _plan_shards(flat: dict[str, jax.Array], most: int) -> list[list[str]]:
         shards[-1].append(path)
         used += leaf.nbytes
     return shards
+
+
+def local_vocabulary(folder: Path) -> Path | None:
+    """What ``tokenizer_files.vocabulary_in`` finds in a folder; copied, if that is in a bucket."""
+    return vocabulary_in(local_folder(folder, (*TOKENIZER_FILES, CONFIG)))
 
 
 def copy_vocabulary(vocabulary: Path | None, folder: Path) -> str | None:
