@@ -306,6 +306,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+def splits_weights(mesh: Mesh) -> bool:
+    """Whether the mesh has an axis over which weights are split."""
+    return mesh.shape["fsdp"] * mesh.shape["model"] > 1
+
+
 def batch_ways(mesh: Mesh) -> int:
     """Parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH)

@@ -84,7 +84,8 @@ def make_train_step(
       objective: what is minimised.
       mesh: from ``sharding.make_mesh``: its axes "data" and "fsdp" split the batch. The frozen tree
         stays as it is given (``sharding.place`` splits it); None means one device.
-      parallel: "jit", or "pmap" for the same body under ``jax.pmap`` over the mesh's devices.
+      parallel: "jit", or "pmap" for the same body under ``jax.pmap`` over the mesh's devices, which
+        must be this process's. The batch alone is split, and each device draws its own dropout.
       accumulate: the batch is run in this many parts, one after the other, for one update. Losses
         are divided by counts over the whole batch: the result is that of one large batch.
 
@@ -171,6 +172,12 @@ def _split(x: jax.Array, parts: int) -> jax.Array:
 
 def _pmap(body, mesh: jax.sharding.Mesh | None) -> Step:
     devices = jax.local_devices() if mesh is None else list(mesh.devices.flat)
+    if mesh is not None and sharding.splits_weights(mesh):
+        raise InputError(
+            "pmap splits the batch alone: take a mesh with fsdp 1 and model 1, or parallel jit"
+        )
+    if any(device.process_index != jax.process_index() for device in devices):
+        raise InputError("pmap runs over the devices of one process; take parallel jit")
     mapped = jax.pmap(
         lambda *a: body(*a, "data"),
         axis_name="data",

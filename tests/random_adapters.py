@@ -46,12 +46,16 @@ over_configs = pytest.mark.parametrize(
 
 @functools.cache
 def backbone_of(version="v1_1", dtype=jnp.float32):
+    return draw_backbone(CONFIGS[version], dtype)
+
+
+def draw_backbone(config, dtype=jnp.float32):
     """Random weights, the norms' too. NumPy draws them: jax would compile a program per shape."""
     rng = np.random.default_rng(0)
-    flat = tree.flatten(transformer.specification(CONFIGS[version]))
+    flat = tree.flatten(transformer.specification(config))
     params = {path: _random(rng, path, spec) for path, spec in flat.items()}
     params = {path: jnp.asarray(x, jnp.float32).astype(dtype) for path, x in params.items()}
-    return pj.Backbone(tree.unflatten(params), CONFIGS[version], "random")
+    return pj.Backbone(tree.unflatten(params), config, "random")
 
 
 def _random(rng, path, spec):
