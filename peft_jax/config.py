@@ -296,6 +296,8 @@ def presets() -> dict[str, str]:
 
     found = {}
     for module in pkgutil.iter_modules(configs.__path__):
+        if module.ispkg:  # gin files of T5X
+            continue
         text = importlib.import_module(f"peft_jax.configs.{module.name}").__doc__ or ""
         found[module.name] = text.strip().partition("\n")[0]
     return found
