@@ -1,0 +1,105 @@
+"""The least that a job needs, whatever it is compiled to: the roofline's floor.
+
+FLOPs are those of the matrix products in the traced program with nothing recomputed and choices in
+one part, which is forward and the gradient of activations for a frozen backbone. Bytes are the
+weights, read once by a forward pass and once more by a backward pass, or once for every token that
+is written. The floor is the longer of the two at the peaks of all chips together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+from peft_jax import programs, sharding
+from peft_jax.backbones import Backbone
+from peft_jax.config import Experiment
+from peft_jax.plan.topology import Topology
+
+_WHOLE = 1 << 40
+"""Megabytes: no choices are split for want of memory."""
+
+
+class Floor(NamedTuple):
+    """What a program needs, of all chips together.
+
+    Attributes:
+      flops: of matrix products.
+      bytes: of weights.
+      seconds: on the slice.
+    """
+
+    flops: float
+    bytes: float
+    seconds: float
+
+
+def floor_of(
+    name: str,
+    config: Experiment,
+    backbone: Backbone,
+    shape: programs.BatchShape,
+    topology: Topology,
+) -> Floor:
+    """The floor of a program of ``programs.PROGRAMS``."""
+    flops = needed_flops(name, config, backbone, shape)
+    passes = {"train": 2, "score": 1, "decode": shape.target_length}[name]
+    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backbone.params))
+    # Every chip of a part of the mesh that holds the weights once reads its own share.
+    chip = topology.chip
+    compute = flops / (chip.flops * topology.chips)
+    memory = passes * weights / (chip.bandwidth * topology.chips)
+    return Floor(flops, passes * weights, max(compute, memory))
+
+
+def needed_flops(
+    name: str, config: Experiment, backbone: Backbone, shape: programs.BatchShape
+) -> float:
+    """FLOPs of the matrix products of a program with nothing recomputed."""
+    evaluation = dataclasses.replace(config.evaluation, memory_budget_mb=_WHOLE)
+    training = dataclasses.replace(config.training, accumulate=1)
+    config = dataclasses.replace(config, evaluation=evaluation, training=training)
+    backbone = backbone.replace(remat="none")
+    mesh = sharding.make_mesh(devices=jax.devices("cpu")[:1])
+    program = programs.PROGRAMS[name](config, backbone, mesh, shape)
+    traced = program.function.trace(*program.arguments)
+    return jaxpr_flops(traced.jaxpr.jaxpr, shape.target_length)
+
+
+def jaxpr_flops(jaxpr: Any, unknown_rounds: int = 1) -> float:
+    """FLOPs of the ``dot_general`` of a jaxpr, loops included.
+
+    Args:
+      unknown_rounds: how often a ``while`` runs.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, given = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = given["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(left[i] for i in contracted)
+            continue
+        rounds = {"scan": given.get("length", 1), "while": unknown_rounds}.get(name, 1)
+        inner = [_open(each) for each in jax.tree.leaves(list(given.values()), is_leaf=_is_jaxpr)]
+        parts = [jaxpr_flops(each, unknown_rounds) for each in inner if each is not None]
+        if name == "cond":
+            total += max(parts, default=0.0)
+        else:
+            total += rounds * sum(parts)
+    return total
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+
+def _open(value: Any) -> Any:
+    """A jaxpr, taken out of what closes over its constants; None for everything else."""
+    if hasattr(value, "eqns"):
+        return value
+    inner = getattr(value, "jaxpr", None)
+    return inner if hasattr(inner, "eqns") else None
