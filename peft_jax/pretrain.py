@@ -27,8 +27,8 @@ from peft_jax import losses, transformer, tree
 from peft_jax.backbones import backbone_outline, save_backbone
 from peft_jax.backbones.base import Backbone
 from peft_jax.backbones.hugging_face import VOCABULARY
+from peft_jax.checkpoint import Checkpoints
 from peft_jax.errors import InputError
-from peft_jax.files import replace_file
 from peft_jax.transformer import Config
 from peft_jax.tree import Params
 
@@ -41,7 +41,7 @@ class PretrainConfig:
 
     output: Path | None = None
     """Folder for the result: config.json, model.safetensors, spiece.model; the run's own files
-    (checkpoint.npz, metrics.jsonl, pretrain.json) lie in its sub-folder "run"."""
+    (checkpoints/, metrics.jsonl, pretrain.json) lie in its sub-folder "run"."""
     tasks: tuple[str, ...] = ()
     """Embedded tasks to learn; empty: all that are not held out."""
     rows_per_task: int = 4_000
@@ -150,9 +150,13 @@ def run(config: PretrainConfig) -> Path:
     )
     model, optimizer = model_config(config), make_optimizer(config)
     state, position = _initial_state(config, model, optimizer), (0, 0)
-    if config.resume:
-        state, position = _restore(_checkpoint(output), config, state)
-    state = _train(config, model, optimizer, state, mixture, position, output)
+    checkpoints = Checkpoints(_checkpoints(output))
+    try:
+        if config.resume:
+            state, position = _restore(checkpoints, config, state)
+        state = _train(config, model, optimizer, state, mixture, position, output, checkpoints)
+    finally:
+        checkpoints.close()
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.params)
     fine_tuned = dataclasses.replace(model, dropout=0.1)
     return save_backbone(output, Backbone(params, fine_tuned, "tiny", vocabulary))
@@ -291,7 +295,7 @@ def _initial_state(config: PretrainConfig, model: Config, optimizer) -> TrainSta
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def _train(config, model, optimizer, state, mixture, position, output) -> TrainState:
+def _train(config, model, optimizer, state, mixture, position, output, checkpoints) -> TrainState:
     step = jax.jit(functools.partial(train_step, model, optimizer, config.seed), donate_argnums=0)
     evaluate = make_evaluation(config, model, output / VOCABULARY)
     log = (output / "run" / "metrics.jsonl").open("a")
@@ -315,7 +319,7 @@ def _train(config, model, optimizer, state, mixture, position, output) -> TrainS
             if done % config.eval_interval == 0 or done == config.steps:
                 _report(log, {"step": done} | evaluate(state.params))
             if done % config.checkpoint_interval == 0 or done == config.steps:
-                _save(_checkpoint(output), config, state, behind)
+                _save(checkpoints, config, state, behind)
     return state
 
 
@@ -340,7 +344,8 @@ def _prefetched(mixture, position: tuple[int, int]) -> Iterator[tuple[Batch, tup
                 return put(error)
             block += 1
 
-    threading.Thread(target=produce, daemon=True).start()
+    thread = threading.Thread(target=produce, daemon=True)
+    thread.start()
     skip = position[1]
     try:
         while True:
@@ -354,6 +359,7 @@ def _prefetched(mixture, position: tuple[int, int]) -> Iterator[tuple[Batch, tup
             skip = 0
     finally:
         stop.set()
+        thread.join()  # Python aborts where it ends while a thread is in C++, the tokenizer's say
 
 
 # --------------------------------------------------------------------------------------------
@@ -412,15 +418,15 @@ def _choice_batches(name: str, config: PretrainConfig, vocabulary: Path) -> list
 # --------------------------------------------------------------------------------------------
 # Files
 # --------------------------------------------------------------------------------------------
-def _checkpoint(output: Path) -> Path:
-    return output / "run" / "checkpoint.npz"
+def _checkpoints(output: Path) -> Path:
+    return output / "run" / "checkpoints"
 
 
 def _prepare_output(config: PretrainConfig) -> Path:
     if config.output is None:
         raise InputError("pretrain: no output folder was given (--output DIR)")
     output = Path(config.output)
-    if config.resume and not _checkpoint(output).exists():
+    if config.resume and not any(_checkpoints(output).glob("[0-9]*")):
         raise InputError(f"--resume: there is no checkpoint in {output / 'run'} to go on from")
     if not config.resume and output.exists() and any(output.iterdir()):
         raise InputError(f"{output} is not empty: give a new folder, or --resume to go on in it")
@@ -440,26 +446,23 @@ def _fixed(config: PretrainConfig) -> str:
     return json.dumps(fields, sort_keys=True)
 
 
-def _save(file: Path, config: PretrainConfig, state: TrainState, position) -> None:
-    """Writes the state whole or not at all."""
-    leaves: dict[str, Any] = {
-        str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))
-    }
-    with replace_file(file) as new, new.open("wb") as opened:
-        np.savez(opened, position=np.array(position), config=np.array(_fixed(config)), **leaves)
+def _save(checkpoints: Checkpoints, config: PretrainConfig, state: TrainState, position) -> None:
+    progress = {"position": list(position), "config": _fixed(config)}
+    checkpoints.save(int(state.step), state, progress)
 
 
-def _restore(file: Path, config: PretrainConfig, like: TrainState):
-    with np.load(file) as saved:
-        if str(saved["config"]) != _fixed(config):
+def _restore(checkpoints: Checkpoints, config: PretrainConfig, like: TrainState):
+    def of_this_run(progress: dict[str, Any]) -> TrainState:
+        if progress["config"] != _fixed(config):
             raise InputError(
-                f"{file} belongs to a run with other fields (pretrain.json beside it shows them): "
-                "resume with the same configuration, or give a new output folder"
+                "--resume: the checkpoints belong to a run with other fields (run/pretrain.json "
+                "shows them): give the same configuration, or a new output folder"
             )
-        leaves, structure = jax.tree.flatten(like)
-        leaves = [jnp.asarray(saved[str(i)]) for i in range(len(leaves))]
-        block, index = (int(part) for part in saved["position"])
-    return jax.tree.unflatten(structure, leaves), (block, index)
+        return like
+
+    state, progress = checkpoints.restore(of_this_run)
+    block, index = progress["position"]
+    return state, (block, index)
 
 
 def _mean(metrics: list[dict]) -> dict[str, float]:
