@@ -1,7 +1,6 @@
 """What devices exchange in a compiled program, read from the text that XLA prints."""
 
 import collections
-import math
 import re
 from typing import NamedTuple
 
@@ -18,9 +17,9 @@ class Collective(NamedTuple):
     depth: int
 
     @property
-    def largest(self) -> int:
-        """Entries of the largest result."""
-        return max(map(math.prod, self.shapes))
+    def squeezed(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes without axes of size 1."""
+        return tuple(tuple(n for n in shape if n > 1) for shape in self.shapes)
 
 
 def exchanged(compiled) -> list[Collective]:

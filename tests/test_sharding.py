@@ -13,11 +13,11 @@ from jax.sharding import PartitionSpec
 import peft_jax as pj
 from peft_jax import evaluation, objectives, sharding, train, tree
 from peft_jax.backbones.families import CONFIGS
-from tests import random_adapters, test_method_laws
+from tests import collectives, random_adapters, test_method_laws
 from tests.families import FAMILIES
 
 GIB = 1 << 30
-T5 = pj.Config("t5", 64, 16, 24, 8, 4, 2, 3, dropout=0.1)
+T5 = pj.Config("t5", 112, 16, 24, 8, 4, 2, 3, dropout=0.1, remat="none")
 T0_11B = dataclasses.replace(CONFIGS["t0_11b"], activation_dtype="bfloat16")
 
 
@@ -180,6 +180,12 @@ def run(step, state, frozen, batch):
 
 
 @functools.cache
+def compiled(config, name, mesh):
+    step, *start = step_of(config, name, sharding.make_mesh(**MESHES[mesh]))
+    return step.lower(*start).compile()
+
+
+@functools.cache
 def on_one_device(config, name):
     return run(*step_of(config, name))
 
@@ -206,8 +212,54 @@ def cases():
 @pytest.mark.parametrize(("name", "mesh"), cases())
 def test_eight_devices_train_as_one_does(name, mesh):
     """Losses, gradients and weights of 20 steps, under dropout."""
-    mesh = sharding.make_mesh(**MESHES[mesh])
-    assert_same_run(run(*step_of(T5, name, mesh)), on_one_device(T5, name))
+    _, *start = step_of(T5, name, sharding.make_mesh(**MESHES[mesh]))
+    assert_same_run(run(compiled(T5, name, mesh), *start), on_one_device(T5, name))
+
+
+def kernels(config, ways):
+    """Shapes of a layer's kernels on a device that has gathered them over "fsdp"."""
+    inner, hidden = config.inner // ways, config.d_ff // ways
+    sides = {(config.d_model, inner), (config.d_model, hidden)}
+    return sides | {shape[::-1] for shape in sides}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "remat"),
+    [("mixed", "none")]
+    + [
+        pytest.param(mesh, remat, marks=pytest.mark.slow)
+        for mesh, remat in (("mixed", "dots"), ("fsdp", "dots"), ("data and model", "dots"))
+    ],
+)
+def test_layers_gather_their_own_weights_and_nobody_gathers_activations(mesh, remat):
+    """The compiled step: forwards and backwards each kernel once over "fsdp", inside the loop over
+    layers, and each layer's sub-layers summed once over "model"."""
+    config, sizes = dataclasses.replace(T5, remat=remat), MESHES[mesh]
+    fsdp, model = sizes.get("fsdp", 1), sizes.get("model", 1)
+    found = collectives.exchanged(compiled(config, "ia3", mesh))
+    inside = [each for each in found if each.depth]
+    gathered = [e.squeezed for e in inside if e.kind == "all-gather"]
+    # 4 + 3 kernels in the encoder's layers, 4 + 4 + 3 in the decoder's.
+    assert len(gathered) == (2 * (7 + 11) if fsdp > 1 else 0)
+    assert set(gathered) <= {(shape,) for shape in kernels(config, model)}
+    # Outside stand the head's kernel and the ids that are looked up: no stack, no activation.
+    outside = {e.squeezed[0] for e in found if not e.depth and e.kind == "all-gather"}
+    rows = 8 // sizes["data"]
+    ids = {(rows, 7), (3 * rows, 4)} if fsdp > 1 else set()
+    assert outside == ({(config.d_model, config.vocab_size // model)} if fsdp > 1 else set()) | ids
+    rows = rows // fsdp
+    states = {(rows, 7, config.d_model), (3 * rows, 4, config.d_model)}
+    summed = [e for e in inside if e.kind == "all-reduce" and set(e.shapes) & states]
+    assert len(summed) == (2 * (2 + 3) if model > 1 else 0)
+    assert {e.kind for e in inside} <= {"all-gather", "all-reduce"}
+
+
+def test_logits_are_never_whole():
+    """Of each token the parts of the vocabulary exchange a maximum, a sum and a target's logit."""
+    program = compiled(T5, "ia3", "mixed")
+    found = collectives.exchanged(program)
+    assert not [e for e in found if e.kind != "all-gather" and T5.vocab_size // 2 in e.shapes[0]]
+    assert f",{T5.vocab_size}]" not in program.as_text()
 
 
 @pytest.mark.slow
