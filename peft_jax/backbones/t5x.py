@@ -224,7 +224,7 @@ def _leaf(path: Path, config: Config, rule: Rule, layout: Layout, tensors: Tenso
     heads = _heads_axis(config, rule, layout)
 
     def read_part(box: Index) -> np.ndarray:
-        there, cut = box[1:], (...,)
+        there, cut = box[1:], (slice(None),) * (len(box) - 1)
         if heads is not None:
             there, cut = _whole_heads(there, heads, config.d_kv)
         if scanned:
@@ -237,7 +237,8 @@ def _leaf(path: Path, config: Config, rule: Rule, layout: Layout, tensors: Tenso
         return layers[(slice(None), *cut)]
 
     # Layers apart lie in their own arrays; together they lie within the rows of one.
-    return StoredTensor(shape, sources[0].dtype, read, part=read_part, outer=1 if scanned else 0)
+    axes = (1, 0, *range(2, len(shape))) if scanned else ()
+    return StoredTensor(shape, sources[0].dtype, read, part=read_part, axes=axes)
 
 
 def _heads_axis(config: Config, rule: Rule, layout: Layout) -> int | None:

@@ -5,9 +5,11 @@ the train state, whose leaves are arrays or TensorStore specs of zarr arrays tha
 
     {"version": 3, "optimizer": {"target": {...}, "state": {"step": ..., "param_states": ...}}}
 
-Through orbax it writes ``state/`` in that folder instead: one OCDBT database of zarr arrays, or
-(earlier) a folder for each and a msgpack file of ``PLACEHOLDER://`` strings. Only ``target``, the
-parameters, is looked at; of the optimizer nothing is read.
+Up to version 2 the bits of a bfloat16 array are in one of uint16; files without a version are those
+of flax, with all arrays inline. Through orbax T5X writes ``state/`` in that folder instead: one
+OCDBT database of zarr arrays, or (earlier) a folder for each and a msgpack file of
+``PLACEHOLDER://`` strings. ``target``, the parameters, is looked at; of the optimizer nothing is
+read. A checkpoint may lie in a bucket, ``gs://``.
 """
 
 from __future__ import annotations
@@ -19,17 +21,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from peft_jax import tree
 from peft_jax.errors import InputError
-from peft_jax.tensor_files import StoredTensor
+from peft_jax.tensor_files import Index, StoredTensor
 
 INDEX = "checkpoint"
 STATE = "state"
 _OCDBT = "manifest.ocdbt"
 _PLACEHOLDER = "PLACEHOLDER://"
-_TARGET = "target."
+TARGET = "target"
+_FIRST_WITH_BFLOAT16 = 3
 
 # Bytes that one file of an array holds at most, as in T5X.
 _CHUNK = 64 * 2**20
@@ -38,6 +42,15 @@ _CHUNK = 64 * 2**20
 # --------------------------------------------------------------------------------------------
 # Reading
 # --------------------------------------------------------------------------------------------
+def checkpoint_path(path: str | Path) -> Path:
+    """The path of a checkpoint; one in a bucket ("gs://...") is an ``etils.epath.Path``."""
+    if "://" not in str(path):
+        return Path(path)
+    from etils import epath
+
+    return epath.Path(path)
+
+
 def is_t5x(path: Path) -> bool:
     """Whether a folder holds one of the formats, or a file is a checkpoint without arrays."""
     if path.is_file():
@@ -48,7 +61,7 @@ def is_t5x(path: Path) -> bool:
 def _holds_arrays(folder: Path) -> bool:
     if (folder / INDEX).is_file() or (folder / _OCDBT).is_file():
         return True
-    return folder.is_dir() and any(folder.glob(f"{_TARGET}*"))
+    return folder.is_dir() and any(folder.glob(f"{TARGET}.*"))
 
 
 def _has_target(path: Path) -> bool:
@@ -57,31 +70,40 @@ def _has_target(path: Path) -> bool:
     return head[:1] >= b"\x80" and any(word in head for word in (b"optimizer", b"target"))
 
 
-def open_checkpoint(path: str | Path) -> dict[str, StoredTensor]:
+def open_checkpoint(
+    path: str | Path, root: str = TARGET, *, required: bool = True
+) -> dict[str, StoredTensor]:
     """The parameters of a checkpoint by path (``encoder/layers_0/mlp/wo/kernel``), not yet read.
+
+    Args:
+      path: the folder ``checkpoint_<step>``, or a file that holds all arrays itself.
+      root: the branch of the train state that is opened, such as "flax_mutables/fixed".
+      required: whether that branch must be there.
 
     Raises:
       InputError: no checkpoint is there, or an array that it names is missing or not whole.
     """
-    path = Path(path)
+    path = checkpoint_path(path)
     if path.is_file():
-        return _from_index(path, path.parent)
+        return _from_index(path, path.parent, root, required)
     folder = path if _holds_arrays(path) else path / STATE
     if (folder / INDEX).is_file():
-        return _from_index(folder / INDEX, folder)
-    names = _list_arrays(folder)
-    if not names:
+        return _from_index(folder / INDEX, folder, root, required)
+    within = root.replace("/", ".") + "."
+    names = _list_arrays(folder, within)
+    if not names and required:
         steps = sorted(path.glob("checkpoint_*"))
         found = f"; it holds {steps[-1].name}, which is one" if steps else ""
         raise InputError(f"{path} is no T5X checkpoint: it has no file {INDEX!r}{found}")
-    return _open_arrays(folder, {n.removeprefix(_TARGET).replace(".", "/"): n for n in names})
+    return _open_arrays(folder, {n.removeprefix(within).replace(".", "/"): n for n in names})
 
 
-def _from_index(index: Path, folder: Path) -> dict[str, StoredTensor]:
+def _from_index(index: Path, folder: Path, root: str, required: bool) -> dict[str, StoredTensor]:
     """The leaves that a msgpack file holds or names."""
     arrays: dict[str, str] = {}
     found: dict[str, StoredTensor] = {}
-    for path, leaf in _leaves(_read_target(index)).items():
+    branch, version = _read_branch(index, root, required)
+    for path, leaf in _leaves(branch).items():
         if isinstance(leaf, np.ndarray | np.generic):
             array = np.asarray(leaf)
             found[path] = StoredTensor(array.shape, array.dtype, functools.partial(_get, array))
@@ -93,14 +115,30 @@ def _from_index(index: Path, folder: Path) -> dict[str, StoredTensor]:
             arrays[path] = leaf.removeprefix(_PLACEHOLDER)
         elif leaf is not None:
             raise InputError(f"{index}: {path} is a {type(leaf).__name__}, which is no tensor")
-    return found | _open_arrays(folder, arrays)
+    opened = _open_arrays(folder, arrays)
+    if 0 < version < _FIRST_WITH_BFLOAT16:
+        opened = {path: _as_bfloat16(tensor) for path, tensor in opened.items()}
+    return found | opened
 
 
 def _get(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _read_target(index: Path) -> dict[str, Any]:
+def _as_bfloat16(tensor: StoredTensor) -> StoredTensor:
+    """The tensor whose bits an array of uint16 holds; any other as it is."""
+    if tensor.dtype != np.uint16:
+        return tensor
+    whole, part = tensor.read, tensor.part
+    return tensor._replace(
+        dtype=np.dtype(jnp.bfloat16),
+        read=lambda: whole().view(jnp.bfloat16),
+        part=part and (lambda box: part(box).view(jnp.bfloat16)),
+    )
+
+
+def _read_branch(index: Path, root: str, required: bool) -> tuple[dict[str, Any], int]:
+    """A branch of the train state in a msgpack file, and the format's version (0: flax's own)."""
     from flax import serialization
 
     content = index.read_bytes()
@@ -113,12 +151,15 @@ def _read_target(index: Path) -> dict[str, Any]:
         state = serialization.msgpack_restore(content)
     except Exception as error:  # msgpack raises a dozen kinds for a damaged file
         raise InputError(f"{index} is not a readable T5X checkpoint: {error}") from None
-    for key in ("optimizer", "_optimizer"):
-        state = state.get(key, state) if isinstance(state, dict) else state
-    target = state.get("target") if isinstance(state, dict) else None
-    if not isinstance(target, dict) or not target:
-        raise InputError(f"{index} holds no parameters: its tree has no 'target'")
-    return target
+    version = state.get("version", 0) if isinstance(state, dict) else 0
+    for key in ("optimizer", "_optimizer", *root.split("/")):
+        inside = key in ("optimizer", "_optimizer")
+        state = state.get(key, state if inside else None) if isinstance(state, dict) else None
+    if isinstance(state, dict) and state:
+        return state, int(version)
+    if required:
+        raise InputError(f"{index} holds no parameters: its tree has no {root!r}")
+    return {}, int(version)
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -132,15 +173,15 @@ def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _list_arrays(folder: Path) -> list[str]:
-    """Names of the target's arrays in a folder that no msgpack file describes."""
+def _list_arrays(folder: Path, within: str) -> list[str]:
+    """Names of the arrays below a branch, in a folder that no msgpack file describes."""
     if not (folder / _OCDBT).is_file():
-        return [path.name for path in folder.glob(f"{_TARGET}*") if path.is_dir()]
+        return [path.name for path in folder.glob(f"{within}*") if path.is_dir()]
     import tensorstore as ts
 
     try:
         store = ts.KvStore.open(_store(folder, "")).result()
-        names = store.list(ts.KvStore.KeyRange(_TARGET, "target/")).result()
+        names = store.list(ts.KvStore.KeyRange(within, f"{within[:-1]}/")).result()
     except ValueError as error:
         raise InputError(f"{folder} is not a readable OCDBT database: {error}") from None
     found = (re.fullmatch(r"(.*)/(?:\.zarray|zarr\.json)", name.decode()) for name in names)
@@ -149,14 +190,26 @@ def _list_arrays(folder: Path) -> list[str]:
 
 def _store(folder: Path, name: str) -> dict[str, Any]:
     """TensorStore's spec of the key-value store that an array lies in."""
-    place = {"driver": "file", "path": f"{folder.resolve()}/"}
+    place = _folder_store(folder)
     if (folder / _OCDBT).is_file():
         return {"driver": "ocdbt", "base": place, "path": name}
     return place | {"path": place["path"] + name}
 
 
+def _folder_store(folder: Path) -> dict[str, Any]:
+    """TensorStore's spec of a folder: a local one, or one in a bucket."""
+    bucket = re.fullmatch(r"gs://([^/]+)/(.*?)/?", str(folder))
+    if bucket:
+        return {"driver": "gcs", "bucket": bucket[1], "path": f"{bucket[2]}/"}
+    if "://" in str(folder):
+        raise InputError(f"{folder}: checkpoints of T5X are read from local folders and gs://")
+    return {"driver": "file", "path": f"{folder.resolve()}/"}
+
+
 def _open_arrays(folder: Path, arrays: Mapping[str, str]) -> dict[str, StoredTensor]:
     """Path -> tensor for path -> name; all are opened at once, since that is waiting mostly."""
+    if not arrays:
+        return {}
     import tensorstore as ts
 
     opened = {}
@@ -177,13 +230,15 @@ def _tensor(folder: Path, name: str, opened: Any) -> StoredTensor:
             f"{folder}: array {name} lacks some of its chunks; the folder was not copied whole"
         )
 
-    def read() -> np.ndarray:
+    def read_part(box: Index) -> np.ndarray:
         try:
-            return array.read().result()
+            return array[box].read().result()
         except ValueError as error:
             raise InputError(f"{folder}: array {name} is damaged: {error}") from None
 
-    return StoredTensor(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), read)
+    shape, dtype = tuple(array.shape), np.dtype(array.dtype.numpy_dtype)
+    whole = (slice(None),) * len(shape)
+    return StoredTensor(shape, dtype, lambda: read_part(whole), part=read_part)
 
 
 def _is_whole(array: Any) -> bool:
@@ -219,7 +274,7 @@ def write_checkpoint(
     specs = {}
     for path, make in tensors.items():
         array = make()
-        name = _TARGET + path.replace("/", ".") + "/"
+        name = f"{TARGET}.{path.replace('/', '.')}/"
         spec = {
             "driver": "zarr",
             "dtype": array.dtype.name,

@@ -7,6 +7,8 @@ Hugging Face PEFT     ``load_peft``, ``save_peft``                   ``adapter_c
                                                                      ``adapter_model.safetensors``
 T-Few                 ``load_tfew``, ``save_tfew``                   ``.pt`` of torch
 loralib               ``load_loralib``                               ``.bin``, ``.pt`` of torch
+T5X                   ``load_t5x``                                   ``checkpoint_<step>``, of the
+                                                                     bridge ``t5x_bridge``
 prompt-tuning         ``load_npy``, ``save_npy``                     ``.npy``
 NumPy                 ``load_npz``, ``save_npz``                     ``.npz``, any adapter of ours
 ====================  =============================================  ===========================
@@ -15,6 +17,7 @@ NumPy                 ``load_npz``, ``save_npz``                     ``.npz``, a
 from peft_jax.exchange.hugging_face import Imported, load_peft, read_peft, save_peft
 from peft_jax.exchange.loralib import load_loralib
 from peft_jax.exchange.numpy_files import load_npy, load_npz, save_npy, save_npz
+from peft_jax.exchange.t5x import load_t5x
 from peft_jax.exchange.tfew import load_tfew, save_tfew
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "load_npy",
     "load_npz",
     "load_peft",
+    "load_t5x",
     "load_tfew",
     "read_peft",
     "save_npy",

@@ -1,0 +1,1 @@
+"""Gin files for T5X, see docs/t5x.md."""
