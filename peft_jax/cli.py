@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +18,10 @@ import tyro
 from rich.console import Console
 
 from peft_jax import config as configuration
+from peft_jax import distributed
 from peft_jax.config import Experiment
 from peft_jax.decoding import Decoding
+from peft_jax.distributed import DistributedConfig
 from peft_jax.errors import InputError
 from peft_jax.method_config import CLASSES
 from peft_jax.pretrain import PretrainConfig
@@ -36,8 +39,16 @@ class Compiling:
     JAX_COMPILATION_CACHE_DIR says, else ~/.cache/peft_jax/compiled; off: nothing is kept."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Running(Compiling):
+    """What every command asks for that several processes may run together."""
+
+    distributed: DistributedConfig = DistributedConfig()  # noqa: RUF009 (frozen)
+    """How the processes of a run find each other; docs/processes.md."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Train(Compiling):
+class Train(Running):
     """Fine-tune a method on one task, evaluate it, and leave a folder with the adapter."""
 
     output: Path
@@ -56,7 +67,7 @@ class Train(Compiling):
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate(Compiling):
+class Evaluate(Running):
     """Evaluate a saved adapter, or a backbone by itself, on one task or on many."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
@@ -239,7 +250,7 @@ class ShowTask:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study(Compiling):
+class Study(Running):
     """Many runs, one table, one picture."""
 
     name: Literal["few_shot", "methods", "underspecified"]
@@ -349,6 +360,16 @@ def _saved_experiment(folder: Path) -> Experiment | None:
     return configuration.from_json(path) if path.is_file() else None
 
 
+@contextlib.contextmanager
+def _together(given: Running) -> Iterator[None]:
+    """Inside, this process is connected to the others of its run, and ends with them."""
+    from peft_jax.experiment import Interrupted
+
+    distributed.connect(given.distributed)
+    with distributed.stopping_together(passing=(Interrupted,)):
+        yield
+
+
 # --------------------------------------------------------------------------------------------
 # Commands
 # --------------------------------------------------------------------------------------------
@@ -363,19 +384,26 @@ def train(arguments: Sequence[str]) -> None:
     from peft_jax.experiment import run
     from peft_jax.profiling import Profile
 
-    run(
-        given.experiment,
-        given.output,
-        resume=given.resume,
-        overwrite=given.overwrite,
-        profile=Profile(given.output / "profile", given.profile_steps) if given.profile else None,
-    )
+    with _together(given):
+        profile = Profile(given.output / "profile", given.profile_steps) if given.profile else None
+        run(
+            given.experiment,
+            given.output,
+            resume=given.resume,
+            overwrite=given.overwrite,
+            profile=profile,
+        )
 
 
 def evaluate(arguments: Sequence[str]) -> None:
     adapter = _value_of("--adapter", arguments)
     default = (_saved_experiment(Path(adapter)) if adapter else None) or Experiment()
     given = _parse(Evaluate, "evaluate", arguments, experiment=default)
+    with _together(given):
+        _evaluate(given)
+
+
+def _evaluate(given: Evaluate) -> None:
     if given.tasks:
         from peft_jax.task_evaluation import evaluate_tasks
 
@@ -695,6 +723,11 @@ def study(arguments: Sequence[str]) -> None:
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--name", *arguments]
     given = _parse(Study, "study", arguments, experiment=default)
+    with _together(given):
+        _study(given)
+
+
+def _study(given: Study) -> None:
     if given.name == "methods":
         from peft_jax.method_study import compare_methods
 

@@ -26,7 +26,9 @@ import re
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import jax
@@ -35,9 +37,11 @@ from peft_jax.errors import InputError
 
 _WAIT_MS = 24 * 3600 * 1000  # a process that dies is noticed by its heartbeat, long before
 _LOOK_SECONDS = 1.0  # between two looks for a process that failed
+_LISTEN_SECONDS = 3.0  # for the cause of an error that came out of a collective
 _LEAVE_SECONDS = 15.0  # that process 0, which hosts the service, waits for the others to hear of it
 _FAILED, _LEFT = "peft_jax/failed", "peft_jax/left"
 _numbers = itertools.count()
+_stopping = threading.Event()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +82,7 @@ def connect(config: DistributedConfig | None = None) -> None:
     if _client() is not None:
         return
     given = _given(config)
-    method = None if config.cluster == "auto" else config.cluster
+    method: str | None = None if config.cluster == "auto" else config.cluster
     if method is None and not any(v is not None for v in given.values()):
         method = _detect()
         if method is None:
@@ -121,7 +125,8 @@ def _detect() -> str | None:
         return "slurm" if "SLURM_STEP_NODELIST" in environ else None
     if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return "ompi"
-    if jax.config.jax_platforms not in (None, "", "tpu", "tpu,cpu"):
+    platforms = getattr(jax.config, "jax_platforms", None)
+    if platforms not in (None, "", "tpu", "tpu,cpu"):
         return None
     if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
         return None
@@ -248,11 +253,16 @@ def wait() -> None:
 
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
-    """An InputError inside, in any process, is raised in all of them when all have come out."""
+    """An InputError inside, in any process, is raised in all of them when all have come out.
+
+    Inside :func:`stopping_together` the process that finds it ends all at once.
+    """
     problem: InputError | None = None
     try:
         yield
     except InputError as error:
+        if _stopping.is_set():
+            raise
         problem = error
     problems = gather(None if problem is None else str(problem))
     if problem is not None:
@@ -274,15 +284,39 @@ def check_same(what: str, value: Any) -> None:
             raise InputError(f"process {number} has other {what} than process 0")
 
 
+def check_shared_folder(folder: Path, seconds: float = 30.0) -> None:
+    """Raises InputError unless a folder that process 0 has made is there for this process too.
+
+    Args:
+      seconds: how long a network's file system may take to show it.
+    """
+    until = time.monotonic() + seconds
+    while not folder.is_dir():
+        if time.monotonic() > until:
+            raise InputError(
+                f"{folder} is not there: several processes need a folder that all of them see (a "
+                "network's file system), or training.checkpoint_folder in a bucket"
+            )
+        time.sleep(0.2)
+
+
 # --------------------------------------------------------------------------------------------
 # Stopping
 # --------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def stopping_together() -> Iterator[None]:
-    """While inside, this process ends as soon as another one has failed (see :func:`fail`).
+def stopping_together(passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """While inside, an error in one process ends all of them, with one exit code.
 
-    A process that waits for others in a collective cannot be woken: a thread looks for the message,
-    prints it, and ends the process with the other's exit code.
+    A process that waits for others in a collective cannot be woken by an exception: a thread looks
+    for what another one said of its end, prints it, and ends the process. That one process is
+    killed, and says nothing, is noticed by jax: at once by collectives over TCP, elsewhere after
+    ``heartbeat_seconds``.
+
+    Bad input ends with exit code 2 and its message, any other error with 1 and its traceback. A
+    process that is alone gets the exception, as if this were not here.
+
+    Args:
+      passing: errors that all processes raise together, and that are passed on.
     """
     if processes() == 1:
         yield
@@ -290,36 +324,59 @@ def stopping_together() -> Iterator[None]:
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(over,), daemon=True)
     watcher.start()
+    _stopping.set()
     try:
         yield
+    except passing:
+        raise
+    except InputError as error:
+        _tell(f"error: {error}")
+        fail(str(error), 2)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except Exception as error:
+        _follow(_failure(_LISTEN_SECONDS))  # an error of a collective may be the echo of another's
+        traceback.print_exc()
+        fail(_first_line(error), 1)
     finally:
+        _stopping.clear()
         over.set()
         watcher.join()
 
 
-def _watch(over: threading.Event) -> None:
-    while not over.wait(_LOOK_SECONDS):
-        try:
-            found = _client().key_value_try_get(_FAILED)
-        except Exception:  # not there; a service that died ends this process by itself
-            continue
-        failure = json.loads(found)
-        _tell(f"error: process {failure['process']}: {failure['message']}")
-        _leave(failure["code"])
-
-
-def fail(message: str, code: int) -> None:
-    """Ends all processes with an exit code, this one too; does nothing where there is only one.
+def fail(message: str, code: int) -> NoReturn:
+    """Ends all processes with an exit code, this one too.
 
     Args:
       message: what the others print; this process has printed its own.
     """
-    if processes() == 1:
-        return
     failure = {"process": process(), "message": message, "code": code}
     with contextlib.suppress(Exception):  # another one was first, or process 0 is gone
         _client().key_value_set(_FAILED, json.dumps(failure))
     _leave(code)
+
+
+def _watch(over: threading.Event) -> None:
+    while not over.wait(_LOOK_SECONDS):
+        _follow(_failure(0))
+
+
+def _failure(seconds: float) -> dict[str, Any] | None:
+    """What a process said that failed, if one says so within some seconds."""
+    until = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(Exception):  # nothing was said, or process 0 is gone
+            return json.loads(_client().key_value_try_get(_FAILED))
+        if time.monotonic() >= until:
+            return None
+        time.sleep(0.1)
+
+
+def _follow(failure: dict[str, Any] | None) -> None:
+    """Ends this process as another one has ended."""
+    if failure is not None and failure["process"] != process():
+        _tell(f"error: process {failure['process']}: {failure['message']}")
+        _leave(failure["code"])
 
 
 def _leave(code: int) -> NoReturn:

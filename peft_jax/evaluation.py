@@ -299,11 +299,14 @@ def write_texts(
     distinct, place = _distinct_inputs(examples)
     rows_of = np.bincount(place)
     texts = [""] * len(distinct)
-    for number, batch in enumerate(text_batches(distinct, _dividing(batch_size, mesh))):
+    size, mine = _shape_of_batches(batch_size, mesh)
+    for number, batch in enumerate(text_batches(distinct, size, rows=mine)):
         row, weight = batch.pop("row"), batch.pop("weight")
         placed = batch if mesh is None else sharding.put_batch(mesh, batch)
         key = jax.random.fold_in(jax.random.key(0), number) if decoding.samples else None
         written = generate(backbone, params, placed, decoding, key, tokenizer=tokenizer)
+        if mesh is not None:
+            written = sharding.fetch(mesh, written)
         first = decode_texts(written, backbone.config, decoding, tokenizer)
         real = row[weight > 0]
         for index, (text, *_) in zip(real, first, strict=False):
@@ -313,10 +316,15 @@ def write_texts(
     return TextEvaluation(examples, [texts[index] for index in place])
 
 
-def _dividing(batch_size: int, mesh: jax.sharding.Mesh | None) -> int:
-    """The batch that a mesh divides, of at least this size."""
-    ways = 1 if mesh is None else sharding.batch_ways(mesh)
-    return -(-batch_size // ways) * ways
+def _shape_of_batches(
+    batch_size: int, mesh: jax.sharding.Mesh | None
+) -> tuple[int, np.ndarray | None]:
+    """The batch that a mesh divides, of at least this size, and this process's rows of it."""
+    if mesh is None:
+        return batch_size, None
+    ways = sharding.batch_ways(mesh)
+    size = -(-batch_size // ways) * ways
+    return size, sharding.local_rows(mesh, size)
 
 
 def _distinct_inputs(examples: TextExamples) -> tuple[TextExamples, np.ndarray]:
@@ -384,7 +392,8 @@ def evaluate(
       advance: called with the number of rows after each batch (a progress bar).
     """
     scores = np.full(examples.choices.shape[:2], -np.inf, np.float32)
-    for batch in evaluation_batches(examples, _dividing(batch_size, mesh)):
+    size, mine = _shape_of_batches(batch_size, mesh)
+    for batch in evaluation_batches(examples, size, mine):
         row, weight = batch.pop("row"), batch.pop("weight")
         placed = batch if mesh is None else sharding.put_batch(mesh, batch)
         batch_scores = np.asarray(scorer(adapter, frozen, placed))

@@ -149,3 +149,13 @@ def length_groups(
 def round_up(length: int, multiple: int) -> int:
     """The least multiple that is no less."""
     return -(-length // multiple) * multiple
+
+
+def checked_places(rows: Sequence[int] | None, batch_size: int) -> np.ndarray | slice:
+    """What takes a process's places of a batch; raises InputError for one that is not there."""
+    if rows is None:
+        return slice(None)
+    places = np.asarray(rows, np.int64)
+    if places.ndim != 1 or ((places < 0) | (places >= batch_size)).any():
+        raise InputError(f"rows {list(rows)} of a batch of {batch_size}: 0 to {batch_size - 1}")
+    return places

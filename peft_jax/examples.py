@@ -27,7 +27,7 @@ import numpy as np
 
 from peft_jax import markers
 from peft_jax.errors import InputError
-from peft_jax.example_rows import ExampleRows, length_groups, rows_of_examples
+from peft_jax.example_rows import ExampleRows, checked_places, length_groups, rows_of_examples
 from peft_jax.ragged import Ragged, Records
 
 _FORMAT = "peft_jax.choice_examples"
@@ -310,11 +310,20 @@ class FewShotSampler:
         batch = next(sampler)       # encoder_input_tokens [8, S], choices [8, C, T], ...
         sampler.state               # {"epoch": 0, "position": 1}: JSON, and enough to go on
 
+    Args:
+        examples: what is drawn from.
+        batch_size: B, over all processes.
+        seed: of all draws.
+        rows: the places of a batch that this process makes (`sharding.local_rows`); None: all. What
+            is drawn does not depend on them.
+
     Raises InputError if a batch is larger than the number of examples (nothing would be left after
     the partial batch is dropped) or not positive.
     """
 
-    def __init__(self, examples: Rows, batch_size: int, seed: int):
+    def __init__(
+        self, examples: Rows, batch_size: int, seed: int, rows: Sequence[int] | None = None
+    ):
         if batch_size < 1:
             raise InputError(f"batch size {batch_size}: at least 1 is needed")
         if batch_size > examples.num_examples:
@@ -328,6 +337,7 @@ class FewShotSampler:
         self.examples = examples
         self.batch_size = batch_size
         self.seed = seed
+        self.places = checked_places(rows, batch_size)
         self.batches_per_epoch = examples.num_examples // batch_size
         self._rows_of = rows_of_examples(np.asarray(examples.example))
         self._epoch = functools.lru_cache(maxsize=1)(self._draw_epoch)
@@ -338,7 +348,8 @@ class FewShotSampler:
         epoch, position = divmod(k, self.batches_per_epoch)
         drawn = self._epoch(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
         pick = np.random.default_rng([self.seed, epoch, position + 1])
-        return self.examples.rows(np.array([pick.choice(self._rows_of[i]) for i in drawn]))
+        rows = np.array([pick.choice(self._rows_of[i]) for i in drawn])
+        return self.examples.rows(rows[self.places])
 
     def _draw_epoch(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self._rows_of))
@@ -368,7 +379,9 @@ class FewShotSampler:
         return batch
 
 
-def evaluation_batches(examples: ChoiceExamples, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(
+    examples: ChoiceExamples, batch_size: int, rows: Sequence[int] | None = None
+) -> Iterator[Batch]:
     """All rows once, in batches of a few static shapes, short inputs first.
 
     Rows are sorted into at most three groups by the length of their input (a quarter, half and the
@@ -376,18 +389,24 @@ def evaluation_batches(examples: ChoiceExamples, batch_size: int) -> Iterator[Ba
     compiled shape of its own joins the next. The last batch of a group is filled up by repeating a
     row; ``weight`` [B] float32 is 1 for real rows and 0 for the filling, whose ``row`` is -1.
 
+    Args:
+        batch_size: B, over all processes.
+        rows: the places of a batch that this process makes (`sharding.local_rows`); None: all.
+            ``row`` and ``weight`` are the whole batch's all the same.
+
     Raises InputError if ``batch_size`` is not positive.
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: at least 1 is needed")
+    places = checked_places(rows, batch_size)
     tokens = examples.encoder_input_tokens
     longest = tokens.shape[1]
     lengths = longest - np.argmax(tokens[:, ::-1] != examples.pad_id, axis=1)
-    for width, rows in length_groups(lengths, longest, batch_size):
-        for start in range(0, len(rows), batch_size):
-            real = rows[start : start + batch_size]
+    for width, group in length_groups(lengths, longest, batch_size):
+        for start in range(0, len(group), batch_size):
+            real = group[start : start + batch_size]
             filling = batch_size - len(real)
-            batch = examples.rows(np.concatenate([real, np.repeat(real[-1:], filling)]))
+            batch = examples.rows(np.concatenate([real, np.repeat(real[-1:], filling)])[places])
             for key in ("encoder_input_tokens", "encoder_token_types"):
                 if key in batch:
                     batch[key] = batch[key][:, :width]

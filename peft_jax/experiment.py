@@ -32,7 +32,7 @@ import optax
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from peft_jax import compilation, report, sharding, tree
+from peft_jax import compilation, distributed, report, sharding, tree
 from peft_jax._version import __version__
 from peft_jax.adapter import FILE as ADAPTER_FILE
 from peft_jax.adapter import save_adapter
@@ -69,6 +69,7 @@ from peft_jax.mixed_examples import (
     MixedExamples,
     Sampler,
     are_written,
+    digest,
     make_sampler,
     parts_of,
 )
@@ -269,7 +270,12 @@ class Training:
         self.examples = examples
         data, size = self.config.data, self.config.training.batch_size
         self.sampler = make_sampler(
-            examples, size, seed, templates=data.templates_drawn, packed=data.pack
+            examples,
+            size,
+            seed,
+            templates=data.templates_drawn,
+            packed=data.pack,
+            rows=sharding.local_rows(self.mesh, size),
         )
         self.method = _informed(self, seed, examples)
         self.state = _first_state(self, seed)
@@ -396,32 +402,39 @@ def run(
         number, with the last good checkpoint kept.
       Interrupted: Ctrl-C or SIGTERM, after saving.
     """
-    console = console or Console()
+    console = report.main_console(console)
     compiled = compilation.CompileTimes()
-    check(config)
-    _check_folder(config, output, resume, overwrite)
-    mesh = open_mesh(config)
-    backbone = open_backbone(config, mesh)
-    train_examples, test_examples = (
-        open_examples(
-            config.task,
-            config.data,
-            backbone,
-            config.seed,
-            training=training,
-            answer=config.answer,
-            methods=config.method,
+    with distributed.agreed():
+        check(config)
+        if distributed.is_main():
+            _check_folder(config, output, resume, overwrite)
+    distributed.check_same("flags", json.loads(to_json(config)))
+    with distributed.agreed():
+        mesh = open_mesh(config)
+        backbone = open_backbone(config, mesh)
+        train_examples, test_examples = (
+            open_examples(
+                config.task,
+                config.data,
+                backbone,
+                config.seed,
+                training=training,
+                answer=config.answer,
+                methods=config.method,
+            )
+            for training in (True, False)
         )
-        for training in (True, False)
-    )
-    _check_labels(train_examples)
-    test_examples = with_metrics(test_examples, config.evaluation.metrics)
+        _check_labels(train_examples)
+        test_examples = with_metrics(test_examples, config.evaluation.metrics)
+    distributed.check_same("training examples", digest(train_examples))
+    distributed.check_same("evaluation examples", digest(test_examples))
     told = [note for rows in (train_examples, test_examples) for note in notes_of(rows)]
     for note in dict.fromkeys(notes_of_mesh(backbone, mesh) + told):
         console.print(note, markup=False, soft_wrap=True)
     training = set_up(config, backbone, train_examples, mesh)
     check_method(training.method, backbone, test_examples)
-    _open_folder(config, output, overwrite)
+    with distributed.agreed():
+        _open_folder(config, output, overwrite)
     training.tracer = Tracer(profile)
     made = _Run(output, training, test_examples, console)
     made.compiled = compiled
@@ -463,11 +476,16 @@ def _check_folder(config: Experiment, output: Path, resume: bool, overwrite: boo
 
 
 def _open_folder(config: Experiment, output: Path, overwrite: bool) -> None:
-    if overwrite and output.is_dir():
-        shutil.rmtree(output)
-    output.mkdir(parents=True, exist_ok=True)
-    with replace_file(output / "config.json") as new:
-        new.write_text(to_json(config))
+    """Process 0 makes the folder; the others see whether they can write checkpoints there."""
+    if distributed.is_main():
+        if overwrite and output.is_dir():
+            shutil.rmtree(output)
+        output.mkdir(parents=True, exist_ok=True)
+        with replace_file(output / "config.json") as new:
+            new.write_text(to_json(config))
+    distributed.wait()
+    if config.training.checkpoint_folder is None:
+        distributed.check_shared_folder(output)
 
 
 class _Run:
@@ -503,6 +521,7 @@ class _Run:
     def go(self, resume: bool) -> dict[str, Any]:
         from peft_jax.metrics_log import MetricsLog
 
+        main = distributed.is_main()
         try:
             saved = self.checkpoints.latest()
             if saved is not None and not resume:
@@ -512,7 +531,8 @@ class _Run:
                 )
             if saved is not None:
                 self._restore()
-            with MetricsLog(self.output, after_step=int(self.training.state.step)) as log:
+            after = int(self.training.state.step)
+            with MetricsLog(self.output, after_step=after, writes=main) as log:
                 if self._zero_shot and self.zero_shot is None:
                     self.zero_shot = self._evaluate("zero-shot", frozen=True).summary(
                         self.config.evaluation.bootstrap
@@ -721,8 +741,13 @@ class _Run:
         return parts[0].details.get("labels", []) if len(parts) == 1 else []
 
     def _finish(self, evaluation: Measured) -> dict[str, Any]:
+        """Every process fetches the adapter; process 0 writes, and all return what it wrote."""
+        adapter = sharding.fetch(self.training.mesh, self.training.state.stored)
+        result = self._write(adapter, evaluation) if distributed.is_main() else None
+        return distributed.share(result)
+
+    def _write(self, adapter: tree.Params, evaluation: Measured) -> dict[str, Any]:
         run, config = self.training, self.config
-        adapter = jax.device_get(run.state.stored)
         metric, score = evaluation.reported
         details = {
             "task": config.task,
@@ -753,6 +778,8 @@ class _Run:
             "zero_shot": self.zero_shot,
             "evaluation": evaluation.summary(config.evaluation.bootstrap),
             "devices": [d.device_kind for d in run.mesh.devices.flat],
+            "mesh": dict(run.mesh.shape),
+            "processes": distributed.processes(),
             "versions": {
                 "peft_jax": __version__,
                 "jax": jax.__version__,

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from peft_jax import report, sharding
+from peft_jax import distributed, report, sharding
 from peft_jax.adapter import load_adapter, read_header
 from peft_jax.answers import mask_token
 from peft_jax.backbones import Backbone, load_backbone
-from peft_jax.config import Experiment, check
+from peft_jax.config import Experiment, check, to_json
 from peft_jax.decoding import Decoding, decode_texts, generate
 from peft_jax.errors import InputError
 from peft_jax.experiment import (
@@ -26,6 +26,7 @@ from peft_jax.experiment import (
 )
 from peft_jax.methods import merge
 from peft_jax.methods.prompt_places import marker_rows
+from peft_jax.mixed_examples import digest
 from peft_jax.placement import notes_of_mesh, open_backbone, open_mesh
 from peft_jax.progress import step_bar
 from peft_jax.run_data import notes_of, open_examples, with_metrics
@@ -42,30 +43,36 @@ def evaluate_adapter(
     Args:
       adapter_folder: a run's folder or an adapter file; None: the frozen backbone by itself.
     """
-    check(config)
-    if output is not None and output.is_dir() and any(output.iterdir()):
-        raise InputError(f"output {output} is not empty; give a new folder")
-    mesh = open_mesh(config, training=False)
-    backbone = open_backbone(config, mesh)
-    adapter: Params = {}
-    method = None
-    if adapter_folder is not None:
-        adapter, method = load_adapter(adapter_folder, backbone)
-        answer = read_header(adapter_folder)["details"].get("answer")
-        if config.answer == "auto" and answer is not None:
-            config = dataclasses.replace(config, answer=answer)  # as it was trained
-    examples = open_examples(
-        config.task,
-        config.data,
-        backbone,
-        config.seed,
-        training=False,
-        answer=config.answer,
-        methods=() if method is None else method_names(method),
-    )
-    examples = with_metrics(examples, config.evaluation.metrics)
-    if method is not None:
-        check_method(method, backbone, examples)
+    console = report.main_console(console)
+    with distributed.agreed():
+        check(config)
+        main = distributed.is_main()
+        if main and output is not None and output.is_dir() and any(output.iterdir()):
+            raise InputError(f"output {output} is not empty; give a new folder")
+    distributed.check_same("flags", json.loads(to_json(config)))
+    with distributed.agreed():
+        mesh = open_mesh(config, training=False)
+        backbone = open_backbone(config, mesh)
+        adapter: Params = {}
+        method = None
+        if adapter_folder is not None:
+            adapter, method = load_adapter(adapter_folder, backbone)
+            answer = read_header(adapter_folder)["details"].get("answer")
+            if config.answer == "auto" and answer is not None:
+                config = dataclasses.replace(config, answer=answer)  # as it was trained
+        examples = open_examples(
+            config.task,
+            config.data,
+            backbone,
+            config.seed,
+            training=False,
+            answer=config.answer,
+            methods=() if method is None else method_names(method),
+        )
+        examples = with_metrics(examples, config.evaluation.metrics)
+        if method is not None:
+            check_method(method, backbone, examples)
+    distributed.check_same("evaluation examples", digest(examples))
     for note in notes_of_mesh(backbone, mesh) + notes_of(examples):
         console.print(note, markup=False, soft_wrap=True)
     measure = open_measure(config, backbone, method, examples, mesh)
@@ -76,10 +83,11 @@ def evaluate_adapter(
     console.print(report.evaluation_table(summary))
     for note in evaluation.notes:
         console.print(note, markup=False, soft_wrap=True)
-    if output is not None:
+    if output is not None and main:
         output.mkdir(parents=True, exist_ok=True)
         (output / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
         evaluation.write(output / "predictions.jsonl")
+    distributed.wait()
     return summary
 
 

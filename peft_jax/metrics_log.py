@@ -15,13 +15,15 @@ class MetricsLog:
       folder: of the run.
       after_step: lines of later steps are dropped first: a resumed run makes them again, and the
         file ends up as if it had never stopped.
+      writes: False in all processes of a run but one: nothing is written, and no file touched.
     """
 
-    def __init__(self, folder: Path, after_step: int = 0):
+    def __init__(self, folder: Path, after_step: int = 0, *, writes: bool = True):
+        self._writes = writes
         self._path = folder / "metrics.jsonl"
         self._tensorboard_folder = folder / "tensorboard"
         self._after = after_step
-        if self._path.exists():
+        if writes and self._path.exists():
             kept = [
                 line
                 for line in self._path.read_text().splitlines(keepends=True)
@@ -31,6 +33,8 @@ class MetricsLog:
                 new.write_text("".join(kept))
 
     def __enter__(self) -> MetricsLog:
+        if not self._writes:
+            return self
         from tensorboardX import SummaryWriter
 
         self._file = open(self._path, "a", encoding="utf-8")
@@ -38,11 +42,15 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_) -> None:
+        if not self._writes:
+            return
         self._file.close()
         self._writer.close()
 
     def write(self, step: int, **figures: float) -> None:
         """One line; flushed, so that a run that dies has its log."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         self._file.flush()
         for name, value in figures.items():

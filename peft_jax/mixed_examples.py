@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,26 @@ def parts_of(examples: Examples | MixedExamples) -> tuple[Examples, ...]:
     return examples.parts if isinstance(examples, MixedExamples) else (examples,)
 
 
+def digest(examples: Examples | MixedExamples) -> list[Any]:
+    """A few numbers (JSON) that differ between most rows that are not the same.
+
+    Of a large file only some rows are read.
+    """
+    return [
+        [part.task, part.split, len(part), part.num_examples, _checksum(part)]
+        for part in parts_of(examples)
+    ]
+
+
+def _checksum(examples: Examples) -> int:
+    """CRC-32 of up to 1,000 rows, spread over all."""
+    rows = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), 1000)).astype(int))
+    found = 0
+    for name, array in sorted(examples.rows(rows).items()):
+        found = zlib.crc32(np.ascontiguousarray(array).tobytes(), zlib.crc32(name.encode(), found))
+    return found
+
+
 def are_written(examples: Examples | MixedExamples) -> bool:
     """Whether the answers are texts; else they are choices or classes."""
     return isinstance(parts_of(examples)[0], TextExamples)
@@ -67,6 +88,7 @@ def make_sampler(
     *,
     templates: Templates = "random",
     packed: bool = False,
+    rows: Sequence[int] | None = None,
 ) -> Sampler:
     """Training batches, a function of (seed, number of the batch) alone.
 
@@ -74,22 +96,23 @@ def make_sampler(
       templates: "random": an epoch has every example once, under a template drawn at random; "all":
         under each of its templates.
       packed: several texts stand in a row, of as many tokens as the longest may have.
+      rows: the places of a batch that this process makes (``sharding.local_rows``); None: all.
 
     Raises:
       InputError: choices are to be packed; and see the samplers.
     """
     if packed:
-        return _packed_sampler(examples, batch_size, seed)
+        return _packed_sampler(examples, batch_size, seed, rows)
     if isinstance(examples, MixedExamples):
-        mixing = examples.mixing
-        return MixtureSampler(examples.parts, batch_size, seed, templates=templates, **mixing)
+        options = {"templates": templates, "rows": rows, **examples.mixing}
+        return MixtureSampler(examples.parts, batch_size, seed, **options)
     if templates == "all":
-        return MixtureSampler([examples], batch_size, seed, templates=templates)
-    return FewShotSampler(examples, batch_size, seed)
+        return MixtureSampler([examples], batch_size, seed, templates=templates, rows=rows)
+    return FewShotSampler(examples, batch_size, seed, rows)
 
 
 def _packed_sampler(
-    examples: Examples | MixedExamples, batch_size: int, seed: int
+    examples: Examples | MixedExamples, batch_size: int, seed: int, rows: Sequence[int] | None
 ) -> MixtureSampler:
     texts = [part for part in parts_of(examples) if isinstance(part, TextExamples)]
     if not texts:
@@ -106,9 +129,9 @@ def _packed_sampler(
             strict=True,
         )
     )
-    rows = [pack(part, *width, seed=seed) for part in texts]
+    packed = [pack(part, *width, seed=seed) for part in texts]
     mixing = examples.mixing if isinstance(examples, MixedExamples) else {}
-    return MixtureSampler(rows, batch_size, seed, **mixing)
+    return MixtureSampler(packed, batch_size, seed, rows=rows, **mixing)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from peft_jax.errors import InputError
+from peft_jax.example_rows import checked_places
 from peft_jax.examples import ChoiceExamples
 from peft_jax.packing import PackedExamples
 from peft_jax.text_examples import TextExamples
@@ -83,7 +84,7 @@ class MixtureSampler:
     Args:
         tasks: all of them `ChoiceExamples`, `TextExamples` or `PackedExamples`, made with one
             vocabulary for one backbone. A packed row counts as an example.
-        batch_size: B, over all shards.
+        batch_size: B, over all processes.
         seed: of all draws. The order of the tasks matters to them.
         rates: "examples": by the number of examples; "rows": by that of examples times templates,
             as seqio counts a task; "equal"; or a number for each task.
@@ -96,11 +97,11 @@ class MixtureSampler:
         buckets: lengths that a batch may have along each of S, T and C: the longest of all tasks,
             half of that, ... halved ``buckets`` - 1 times; the smallest that holds the batch is
             taken, and each combination that occurs compiles once.
-        shard: (index, count) of the process: of the B rows of a batch it gets the B / count from
-            index * B / count on. The width of a batch is the same in all shards.
+        rows: the places of a batch that this process makes (`sharding.local_rows`); None: all. What
+            is drawn, and the width of a batch, do not depend on them.
 
-    Raises InputError for tasks that do not belong together, rates that are none, a batch size that
-    the shards do not divide.
+    Raises InputError for tasks that do not belong together, rates that are none, rows that a batch
+    does not have.
     """
 
     def __init__(
@@ -116,16 +117,16 @@ class MixtureSampler:
         templates: Literal["random", "all"] = "random",
         one_task: bool = False,
         buckets: int = 1,
-        shard: tuple[int, int] = (0, 1),
+        rows: Sequence[int] | None = None,
     ):
         _check_together(tasks)
-        _check_numbers(batch_size, seed, buckets, templates, shard)
+        _check_numbers(batch_size, seed, buckets, templates)
         self.tasks = tuple(tasks)
         self.batch_size = batch_size
         self.seed = seed
         self.templates = templates
         self.one_task = one_task
-        self.shard = shard
+        self.places = checked_places(rows, batch_size)
         self.rates = _rates_of(self.tasks, rates, cap, caps or {}, temperature)
         self._draws = _TaskDraws(seed, self.rates)
         self._own = [_OwnDraws(task, (seed, t), templates) for t, task in enumerate(self.tasks)]
@@ -143,7 +144,7 @@ class MixtureSampler:
         return tuple(own.size for own in self._own)
 
     def drawn(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(task [B] int32, row in its task [B] int32) of batch k, over all shards."""
+        """(task [B] int32, row in its task [B] int32) of batch k, of all processes."""
         if self.one_task:
             (task,), (before,) = self._draws.between(k, k + 1)
             tasks = np.full(self.batch_size, task)
@@ -157,13 +158,10 @@ class MixtureSampler:
         return tasks.astype(np.int32), rows
 
     def batch(self, k: int) -> Batch:
-        """This shard's part of batch k, counted from 0; see the class for its keys."""
+        """This process's part of batch k, counted from 0; see the class for its keys."""
         tasks, rows = self.drawn(k)
         width = self._shapes.of(tasks, rows)
-        index, count = self.shard
-        part = self.batch_size // count
-        mine = slice(index * part, (index + 1) * part)
-        return _gather(self.tasks, tasks[mine], rows[mine], width)
+        return _gather(self.tasks, tasks[self.places], rows[self.places], width)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -404,8 +402,7 @@ def _rates_of(tasks, rates, cap, caps, temperature) -> np.ndarray:
     return _probabilities(rates, temperature)
 
 
-def _check_numbers(batch_size, seed, buckets, templates, shard) -> None:
-    index, count = shard
+def _check_numbers(batch_size, seed, buckets, templates) -> None:
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: at least 1 is needed")
     if seed < 0:
@@ -414,10 +411,6 @@ def _check_numbers(batch_size, seed, buckets, templates, shard) -> None:
         raise InputError(f"buckets {buckets}: at least 1 is needed")
     if templates not in ("random", "all"):
         raise InputError(f"templates {templates!r}: 'random' or 'all'")
-    if not 0 <= index < count:
-        raise InputError(f"shard {index} of {count}: there are 0 to {count - 1}")
-    if batch_size % count:
-        raise InputError(f"a batch of {batch_size} does not divide over {count} processes")
 
 
 def _check_together(tasks: Sequence[Examples]) -> None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from peft_jax import sharding
 from peft_jax.backbones import CONFIGS, TINY, Backbone, abstract_backbone, load_backbone
+from peft_jax.backbones.base import identity
 from peft_jax.config import Experiment, make_method
 from peft_jax.errors import InputError
 
@@ -112,8 +113,11 @@ def open_backbone(config: Experiment, mesh: jax.sharding.Mesh | None = None) -> 
     if model.dropout is not None:
         run["dropout"] = model.dropout
     dtype = None if model.dtype == "auto" else model.dtype
-    backbone = load_backbone(config.backbone, dtype, **run)
-    return backbone if mesh is None else placed(backbone, mesh)
+    backbone = load_backbone(config.backbone, dtype, mesh=mesh, quantize=model.quantize, **run)
+    if mesh is None or jax.process_count() == 1:
+        return backbone
+    # Taken by all processes together, so that one of them can write it down alone.
+    return dataclasses.replace(backbone, fingerprint=identity(backbone)["fingerprint"])
 
 
 def placed(backbone: Backbone, mesh: jax.sharding.Mesh) -> Backbone:

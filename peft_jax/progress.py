@@ -14,6 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from peft_jax import distributed
+
 # Lines that a log file gets from a whole run.
 LINES = 10
 
@@ -63,7 +65,7 @@ def step_bar(
 ) -> Iterator[Callable[[int], None]]:
     """A bar over ``total`` items (None: nobody knows); yields the function that advances it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    hidden = quiet or not console.is_terminal
+    hidden = quiet or not console.is_terminal or not distributed.is_main()
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
         task = bar.add_task(description, total=total)
         yield lambda number: bar.advance(task, number)

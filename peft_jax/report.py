@@ -9,8 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from peft_jax import distributed
+
 # Okabe & Ito's palette: told apart by colour-blind readers and in grey.
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#777777"
+
+
+def main_console(console: Any = None) -> Any:
+    """The console of process 0 (by default the terminal); that of any other says nothing."""
+    from rich.console import Console
+
+    return (console or Console()) if distributed.is_main() else quiet_console()
 
 
 def quiet_console():

@@ -354,7 +354,7 @@ def put_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         size = len(array) // len(rows)
         shape = (ways * size, *array.shape[1:])
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             place = int(np.searchsorted(rows, (index[0].start or 0) // size)) * size
             return array[place : place + size]
 

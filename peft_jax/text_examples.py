@@ -28,7 +28,7 @@ import numpy as np
 
 from peft_jax import markers
 from peft_jax.errors import InputError
-from peft_jax.example_rows import ExampleRows, length_groups, round_up
+from peft_jax.example_rows import ExampleRows, checked_places, length_groups, round_up
 from peft_jax.ragged import Ragged, Records, Texts, encode_record
 from peft_jax.tensor_files import StoredTensor, open_with_metadata, write_tensors
 
@@ -465,7 +465,11 @@ def is_text_file(path: str | os.PathLike) -> bool:
 
 
 def text_batches(
-    examples: TextExamples, batch_size: int, *, targets: bool = False
+    examples: TextExamples,
+    batch_size: int,
+    *,
+    targets: bool = False,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """All rows once, in batches of a few static shapes, short inputs first.
 
@@ -476,25 +480,29 @@ def text_batches(
     whose loss weights are 0.
 
     Args:
+        batch_size: B, over all processes.
         targets: batches as of `TextExamples.rows`, and not as of `TextExamples.prompts`.
+        rows: the places of a batch that this process makes (`sharding.local_rows`); None: all.
+            ``row`` and ``weight`` are the whole batch's all the same.
 
     Raises InputError if ``batch_size`` is not positive.
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: at least 1 is needed")
+    places = checked_places(rows, batch_size)
     lengths, longest = examples.inputs.lengths, examples.lengths[0]
-    for width, rows in length_groups(lengths, longest, batch_size, examples.multiple):
-        for start in range(0, len(rows), batch_size):
-            real = rows[start : start + batch_size]
+    for width, group in length_groups(lengths, longest, batch_size, examples.multiple):
+        for start in range(0, len(group), batch_size):
+            real = group[start : start + batch_size]
             filling = batch_size - len(real)
-            index = np.concatenate([real, np.repeat(real[-1:], filling)])
+            row = np.concatenate([real, np.full(filling, -1)]).astype(np.int32)
+            index = np.concatenate([real, np.repeat(real[-1:], filling)])[places]
             if targets:
                 batch = examples.rows(index, lengths=(width, examples.lengths[1]))
-                batch["decoder_loss_weights"][len(real) :] = 0
+                batch["decoder_loss_weights"][row[places] < 0] = 0
             else:
                 batch = examples.prompts(index, width)
-            batch["row"] = np.concatenate([real, np.full(filling, -1)]).astype(np.int32)
-            batch["weight"] = (batch["row"] >= 0).astype(np.float32)
+            batch["row"], batch["weight"] = row, (row >= 0).astype(np.float32)
             yield batch
 
 

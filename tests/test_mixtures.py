@@ -251,7 +251,8 @@ def test_decoders_prompts_and_answers_fill_each_batch_to_one_length():
 @pytest.mark.parametrize("options", [{}, {"one_task": True}, {"buckets": 2, "templates": "all"}])
 def test_shards_are_disjoint_and_together_the_batch(tasks, options):
     whole = MixtureSampler(ALL[tasks], 6, seed=7, **options)
-    shards = [MixtureSampler(ALL[tasks], 6, seed=7, shard=(i, 3), **options) for i in range(3)]
+    places = ([0, 1], [2, 3], [4, 5])
+    shards = [MixtureSampler(ALL[tasks], 6, seed=7, rows=rows, **options) for rows in places]
     for k in (0, 1, 170, 171, 10**6):  # 1024 rows are drawn at once: batch 170 lies on a border
         parts = [shard.batch(k) for shard in shards]
         joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -330,8 +331,7 @@ TYPED = choices_task("typed", 3, 1, 4, 2, 2, encoder_token_types=np.zeros((3, 4)
         (CHOICES, {"caps": {"none": 3}}, "a cap for 'none'"),
         (CHOICES, {"templates": "one"}, "templates 'one'"),
         (CHOICES, {"buckets": 0}, "buckets 0"),
-        (CHOICES, {"shard": (2, 2)}, "shard 2 of 2"),
-        (CHOICES, {"shard": (0, 3)}, "does not divide over 3"),
+        (CHOICES, {"rows": [0, 4]}, "of a batch of 4: 0 to 3"),
         (CHOICES, {"seed": -1}, "seed -1"),
         (CHOICES, {"batch_size": 0}, "batch size 0"),
     ],

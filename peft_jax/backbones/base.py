@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from peft_jax import quantization, transformer, tree
 from peft_jax.errors import InputError
@@ -142,6 +143,9 @@ class Fingerprint:
         if quantization.is_quantized(leaf):
             raise InputError(f"{path}: a quantised leaf has no fingerprint; take it before")
         head = leaf[(0,) * (leaf.ndim - 1)][:64]
+        if isinstance(head, jax.Array) and not head.is_fully_addressable:
+            assert isinstance(head.sharding, NamedSharding)
+            head = jax.device_put(head, NamedSharding(head.sharding.mesh, PartitionSpec()))
         bits = np.asarray(head.astype(jnp.bfloat16)).view(np.uint16)
         self._heads[path] = f"{path}{leaf.shape}".encode() + bits.tobytes()
 
