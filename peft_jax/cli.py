@@ -717,6 +717,13 @@ def _show_task(arguments: Sequence[str]) -> None:
     print_previews(Console(), task, split, list(found))
 
 
+def plan(arguments: Sequence[str]) -> None:
+    from peft_jax.plan.command import Plan, run
+
+    default = configuration.load_preset(_value_of("--config", arguments) or "t0_3b")
+    run(_parse(Plan, "plan", arguments, experiment=default), Console())
+
+
 def study(arguments: Sequence[str]) -> None:
     default = configuration.load_preset(_value_of("--config", arguments) or "tfew")
     # The name may stand first, without a flag.
@@ -776,6 +783,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "backbones": (backbones, "list families, sizes, parameters and what was checked"),
     "methods": (methods, "list methods: what they train, where, and how much"),
     "tasks": (tasks, "list tasks, and show examples of one as a model reads them"),
+    "plan": (plan, "compile a run for a TPU pod that is not here: memory, work, time"),
     "study": (study, "many runs, one table, one picture"),
     "pretrain": (pretrain, "make the embedded backbone again"),
 }
