@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from peft_jax import report
+from peft_jax import distributed, report
 from peft_jax.backbones import Backbone
 from peft_jax.config import Experiment, check, to_json
 from peft_jax.errors import InputError
@@ -89,7 +89,7 @@ def underspecified_study(
       InputError: no files, an unknown name, a feature that does not fit the rows, or the folder
         holds a study with other fields.
     """
-    console = console or Console()
+    console = report.main_console(console)
     check(config)
     sources = _sources(config.data.directory, tasks, features, console)
     fields = json.loads(to_json(config))
@@ -112,7 +112,9 @@ def underspecified_study(
         made = _run_missing(bench, sources, missing, demonstrations, tests - tests % 2)
         done += record_runs(output, made, len(missing), console)
     runs = [run for run in done if run[:3] in set(wanted)]
-    _report(output, runs, list(sources), interventions, seeds, demonstrations, console)
+    if distributed.is_main():
+        _report(output, runs, list(sources), interventions, seeds, demonstrations, console)
+    distributed.wait()
     return runs
 
 

@@ -40,6 +40,8 @@ _LOOK_SECONDS = 1.0  # between two looks for a process that failed
 _LISTEN_SECONDS = 3.0  # for the cause of an error that came out of a collective
 _LEAVE_SECONDS = 15.0  # that process 0, which hosts the service, waits for the others to hear of it
 _FAILED, _LEFT = "peft_jax/failed", "peft_jax/left"
+# What collectives and the service say when somebody is gone.
+_LOST = r"Gloo .* failed|NCCL|UNAVAILABLE|Connection (closed|reset)|heartbeat|DEADLINE_EXCEEDED"
 _numbers = itertools.count()
 _stopping = threading.Event()
 
@@ -252,16 +254,18 @@ def wait() -> None:
 
 
 @contextlib.contextmanager
-def agreed() -> Iterator[None]:
+def agreed(*, ends: bool = True) -> Iterator[None]:
     """An InputError inside, in any process, is raised in all of them when all have come out.
 
-    Inside :func:`stopping_together` the process that finds it ends all at once.
+    Args:
+      ends: whether inside :func:`stopping_together` the process that finds it ends all at once; if
+        not, nothing inside may wait for other processes.
     """
     problem: InputError | None = None
     try:
         yield
     except InputError as error:
-        if _stopping.is_set():
+        if ends and _stopping.is_set():
             raise
         problem = error
     problems = gather(None if problem is None else str(problem))
@@ -336,8 +340,13 @@ def stopping_together(passing: tuple[type[Exception], ...] = ()) -> Iterator[Non
         fail("interrupted", 130)
     except Exception as error:
         _follow(_failure(_LISTEN_SECONDS))  # an error of a collective may be the echo of another's
-        traceback.print_exc()
-        fail(_first_line(error), 1)
+        message = _first_line(error)
+        if re.search(_LOST, message):
+            message = f"another process has died or cannot be reached ({message})"
+            _tell(f"error: {message}; --resume goes on from the last checkpoint")
+        else:
+            traceback.print_exc()
+        fail(message, 1)
     finally:
         _stopping.clear()
         over.set()

@@ -151,7 +151,7 @@ def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def checked_places(rows: Sequence[int] | None, batch_size: int) -> np.ndarray | slice:
+def checked_places(rows: Sequence[int] | np.ndarray | None, batch_size: int) -> np.ndarray | slice:
     """What takes a process's places of a batch; raises InputError for one that is not there."""
     if rows is None:
         return slice(None)

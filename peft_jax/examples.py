@@ -322,7 +322,11 @@ class FewShotSampler:
     """
 
     def __init__(
-        self, examples: Rows, batch_size: int, seed: int, rows: Sequence[int] | None = None
+        self,
+        examples: Rows,
+        batch_size: int,
+        seed: int,
+        rows: Sequence[int] | np.ndarray | None = None,
     ):
         if batch_size < 1:
             raise InputError(f"batch size {batch_size}: at least 1 is needed")
@@ -380,7 +384,7 @@ class FewShotSampler:
 
 
 def evaluation_batches(
-    examples: ChoiceExamples, batch_size: int, rows: Sequence[int] | None = None
+    examples: ChoiceExamples, batch_size: int, rows: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[Batch]:
     """All rows once, in batches of a few static shapes, short inputs first.
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from peft_jax import report
+from peft_jax import distributed, report
 from peft_jax.backbones import Backbone, abstract_backbone, backbone_config
 from peft_jax.config import Experiment, check, load_preset, make_method, to_json
 from peft_jax.errors import InputError
@@ -116,7 +116,7 @@ def compare_methods(
     Raises:
       InputError: the folder holds a study with other fields, or a share is out of range.
     """
-    console = console or Console()
+    console = report.main_console(console)
     if not 0 < steps_share <= 1:
         raise InputError(f"steps_share {steps_share} must be above 0 and at most 1")
     tasks, presets = tuple(tasks) or held_out_tasks(), tuple(presets) or tuple(BASELINES)
@@ -142,7 +142,9 @@ def compare_methods(
         made = _run_missing(config, configs, backbone, mesh, missing, seeds)
         done += record_runs(output, made, len(missing), console)
     runs = [run for run in done if run[:3] in set(wanted)]
-    _report(output, runs, presets, tasks, seeds, steps_share, console)
+    if distributed.is_main():
+        _report(output, runs, presets, tasks, seeds, steps_share, console)
+    distributed.wait()
     return runs
 
 

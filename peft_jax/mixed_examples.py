@@ -88,7 +88,7 @@ def make_sampler(
     *,
     templates: Templates = "random",
     packed: bool = False,
-    rows: Sequence[int] | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Sampler:
     """Training batches, a function of (seed, number of the batch) alone.
 
@@ -112,7 +112,10 @@ def make_sampler(
 
 
 def _packed_sampler(
-    examples: Examples | MixedExamples, batch_size: int, seed: int, rows: Sequence[int] | None
+    examples: Examples | MixedExamples,
+    batch_size: int,
+    seed: int,
+    rows: Sequence[int] | np.ndarray | None,
 ) -> MixtureSampler:
     texts = [part for part in parts_of(examples) if isinstance(part, TextExamples)]
     if not texts:

@@ -117,7 +117,7 @@ class MixtureSampler:
         templates: Literal["random", "all"] = "random",
         one_task: bool = False,
         buckets: int = 1,
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
     ):
         _check_together(tasks)
         _check_numbers(batch_size, seed, buckets, templates)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from peft_jax import icl, report, sharding
+from peft_jax import distributed, icl, report, sharding
 from peft_jax.answers import find_answer
 from peft_jax.backbones import Backbone
 from peft_jax.config import Experiment, check, to_json
@@ -75,7 +76,7 @@ def few_shot(
     Raises:
       InputError: the folder holds a study with other fields.
     """
-    console = console or Console()
+    console = report.main_console(console)
     tasks = tuple(tasks) or held_out_tasks()
     check(config)
     fields = json.loads(to_json(config))
@@ -92,21 +93,26 @@ def few_shot(
         made = _run_missing(config, backbone, mesh, missing, seeds, demonstrations)
         done += record_runs(output, made, len(missing), console)
     outcomes = [o for o in done if (o.task, o.system, o.seed) in set(wanted)]
-    _report(output, outcomes, tasks, seeds, demonstrations, console)
+    if distributed.is_main():
+        _report(output, outcomes, tasks, seeds, demonstrations, console)
+    distributed.wait()
     return outcomes
 
 
 def record_runs(output: Path, runs: Iterable[Any], count: int, console: Console) -> list[Any]:
     """Appends each run to ``results.jsonl`` as soon as it is made, under a progress bar.
 
+    Of several processes the first writes; all of them make the runs, and return them.
+
     Args:
       runs: named tuples with ``task``, ``system``, ``seed`` and ``accuracy``, of any study.
       count: how many there will be.
     """
     done = []
+    results = output / "results.jsonl" if distributed.is_main() else os.devnull
     with (
         step_bar(console, "runs", count) as advance,
-        open(output / "results.jsonl", "a", encoding="utf-8") as file,
+        open(results, "a", encoding="utf-8") as file,
     ):
         for run in runs:
             file.write(json.dumps(run._asdict()) + "\n")
@@ -135,7 +141,7 @@ def check_ranks_choices(config: Experiment, backbone: Backbone) -> None:
 
 
 def open_folder(output: Path, fields: dict[str, Any]) -> list[dict[str, Any]]:
-    """The finished runs of a study's folder, which is made where it is not there.
+    """The finished runs of a study's folder, which process 0 makes where it is not there.
 
     Args:
       fields: what all runs have in common, and another study in the folder would not.
@@ -143,6 +149,13 @@ def open_folder(output: Path, fields: dict[str, Any]) -> list[dict[str, Any]]:
     Raises:
       InputError: the folder holds another study, or something else.
     """
+    distributed.check_same("flags", fields)
+    with distributed.agreed():
+        found = _open_folder(output, fields) if distributed.is_main() else []
+    return distributed.share(found)
+
+
+def _open_folder(output: Path, fields: dict[str, Any]) -> list[dict[str, Any]]:
     held, results = output / "config.json", output / "results.jsonl"
     if held.is_file():
         if json.loads(held.read_text()) != fields:

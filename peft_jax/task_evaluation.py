@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 from rich.console import Console
 
-from peft_jax import report, sharding
+from peft_jax import distributed, report, sharding
 from peft_jax.adapter import load_adapter, read_header
 from peft_jax.backbones import Backbone
 from peft_jax.config import Experiment, check, to_json
@@ -31,7 +31,7 @@ from peft_jax.experiment import (
     open_task_measure,
 )
 from peft_jax.methods import Method
-from peft_jax.mixed_examples import Examples
+from peft_jax.mixed_examples import Examples, digest
 from peft_jax.placement import open_backbone, open_mesh
 from peft_jax.progress import step_bar
 from peft_jax.run_data import notes_of, open_task_examples, with_metrics
@@ -91,7 +91,7 @@ def evaluate_tasks(
       InputError: a name that is no task's, or fields that cannot be meant. What is wrong with one
         task's data is its row's ``problem``.
     """
-    console = console or Console()
+    console = report.main_console(console)
     check(config)
     wanted, absent = find_tasks(names, config.data.directory)
     mesh = open_mesh(config, training=False)
@@ -110,7 +110,9 @@ def evaluate_tasks(
             if not console.is_terminal:
                 console.print(_line(outcome), markup=False, soft_wrap=True)
     outcomes = [found[name] for name in wanted]
-    _finish(outcomes, absent, output, console, _title(backbone, bench.method))
+    if distributed.is_main():
+        _finish(outcomes, absent, output, console, _title(backbone, bench.method))
+    distributed.wait()
     return outcomes
 
 
@@ -213,7 +215,9 @@ class _Bench:
         """A task's figures, or what is wrong with its data."""
         started = time.perf_counter()
         try:
-            examples = self._open(name)
+            with distributed.agreed(ends=False):
+                examples = self._open(name)
+            distributed.check_same(f"rows of {name}", digest(examples))
             evaluation = self._measure(examples)(self.stored, self.backbone.params, examples)
             figures = {key: s.median for key, s in evaluation.figures.items()}
             metric, score = evaluation.reported
@@ -269,7 +273,7 @@ def _open(output: Path | None, config: Experiment, adapter: Path | None) -> list
 
 
 def _append(output: Path | None, outcome: Outcome) -> None:
-    if output is not None:
+    if output is not None and distributed.is_main():
         with open(output / "results.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(outcome._asdict(), ensure_ascii=False) + "\n")
 

@@ -469,7 +469,7 @@ def text_batches(
     batch_size: int,
     *,
     targets: bool = False,
-    rows: Sequence[int] | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """All rows once, in batches of a few static shapes, short inputs first.
 
