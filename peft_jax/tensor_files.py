@@ -60,7 +60,8 @@ class StoredTensor(NamedTuple):
         where the file's format does not allow it.
       part: reads a box of it, for :meth:`read_part`, which has made its bounds numbers within the
         shape. None: the format knows only the whole.
-      outer: the axis along which it is best read in pieces: no byte is then read twice.
+      axes: in the order in which they lie in the file, the one along which neighbours are farthest
+        apart first; (): as they come. Along the first it is best read in pieces.
     """
 
     shape: tuple[int, ...]
@@ -68,7 +69,12 @@ class StoredTensor(NamedTuple):
     read: Callable[[], np.ndarray]
     map: Callable[[], np.ndarray] | None = None
     part: Callable[[Index], np.ndarray] | None = None
-    outer: int = 0
+    axes: tuple[int, ...] = ()
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """``axes``, all of them."""
+        return self.axes or tuple(range(len(self.shape)))
 
     def read_part(self, index: Index) -> np.ndarray:
         """A box of the tensor, without the rest of it in memory where the format allows that.

@@ -253,9 +253,10 @@ def _leaf(config: Config, rule: Rule, tensors: Mapping[str, StoredTensor]) -> St
             out[one if rule.stacked else ...] = part(one)
         return out
 
-    # The layers lie apart; of a single matrix that is turned round, its rows.
-    outer = len(shape) - 1 if rule.transpose and not rule.stacked else 0
-    return StoredTensor(shape, dtype, read, part=part, outer=outer)
+    first = (0,) if rule.stacked else ()
+    within = range(len(first), len(shape))
+    axes = (*first, *(reversed(within) if rule.transpose else within))
+    return StoredTensor(shape, dtype, read, part=part, axes=axes)
 
 
 # --------------------------------------------------------------------------------------------

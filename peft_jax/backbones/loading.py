@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from peft_jax import quantization, tree
+from peft_jax.backbones import redistribution
 from peft_jax.backbones.base import Backbone, Fingerprint
 from peft_jax.sharding import leaf_spec, place
 from peft_jax.tensor_files import (
@@ -121,10 +122,17 @@ def read_whole(leaf: StoredTensor, dtype: Any) -> np.ndarray:
     return out
 
 
-def read_parts(leaf: StoredTensor, dtype: Any, sharding: NamedSharding) -> jax.Array:
-    """A leaf as a global array, of which this process reads what its devices hold."""
+def read_parts(leaf: StoredTensor, dtype: Any, lies: NamedSharding) -> jax.Array:
+    """A leaf as a global array, of which this process reads its share.
+
+    That is what its devices hold, or where that would be most of the file for every process, some
+    rows of it (see :mod:`redistribution`); all processes of the mesh call this together.
+    """
+    specs = redistribution.reading_specs(leaf, lies)
+    sharding = NamedSharding(lies.mesh, specs[0])
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+        assert index is not None  # it is for shardings of JAX's own kind alone
         bounds = tuple((one.start, one.stop) for one in bounded(index, leaf.shape))
         devices.setdefault(bounds, []).append(device)
     parts = read_boxes(leaf, dtype, [tuple(slice(*ends) for ends in bounds) for bounds in devices])
@@ -133,7 +141,8 @@ def read_parts(leaf: StoredTensor, dtype: Any, sharding: NamedSharding) -> jax.A
         for part, holders in zip(parts, devices.values(), strict=True)
         for device in holders
     ]
-    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays, dtype=dtype)
+    read = jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays, dtype=dtype)
+    return read if len(specs) == 1 else redistribution.move(read, specs)
 
 
 def read_boxes(leaf: StoredTensor, dtype: Any, boxes: Sequence[Index]) -> list[np.ndarray]:
@@ -154,8 +163,9 @@ Part = tuple[Index, np.ndarray]
 
 def _fill(leaf: StoredTensor, parts: list[Part]) -> None:
     """Reads boxes of a leaf, which do not overlap, into their arrays, cast to their dtype."""
-    for first, last in _pieces(leaf, parts):
-        here = [cut for part in parts if (cut := _cut(part, leaf.outer, first, last))]
+    axis = leaf.order[0] if leaf.order else 0
+    for first, last in _pieces(leaf, axis, parts):
+        here = [cut for part in parts if (cut := _cut(part, axis, first, last))]
         around = _around([box for box, _ in here])
         if sum(array.size for _, array in here) == math.prod(box_shape(around)):
             # Side by side they are one run of the file, or one read of every row.
@@ -167,17 +177,17 @@ def _fill(leaf: StoredTensor, parts: list[Part]) -> None:
                 array[...] = leaf.read_part(box)
 
 
-def _pieces(leaf: StoredTensor, parts: list[Part]) -> Iterator[tuple[int, int]]:
-    """Bounds along the outer axis, so that what lies between them is no more than a piece."""
+def _pieces(leaf: StoredTensor, axis: int, parts: list[Part]) -> Iterator[tuple[int, int]]:
+    """Bounds along an axis, so that what lies between them is no more than a piece."""
     if leaf.part is None or not leaf.shape:  # it is read as a whole, for each piece again
         yield 0, max(leaf.shape, default=1)
         return
     around = _around([box for box, _ in parts])
-    size = [one.stop - one.start for one in around]
-    row = math.prod(size[: leaf.outer] + size[leaf.outer + 1 :]) * leaf.dtype.itemsize
+    size = box_shape(around)
+    row = math.prod(size[:axis] + size[axis + 1 :]) * leaf.dtype.itemsize
     step = max(1, _PIECE // max(row, 1))
-    for first in range(around[leaf.outer].start, around[leaf.outer].stop, step):
-        yield first, min(first + step, around[leaf.outer].stop)
+    for first in range(around[axis].start, around[axis].stop, step):
+        yield first, min(first + step, around[axis].stop)
 
 
 def _cut(part: Part, axis: int, first: int, last: int) -> Part | None:
