@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import json
 import os
 import statistics
@@ -73,13 +74,11 @@ def main() -> None:
     # The answers' pipe is kept for answers: whatever a library prints goes to stderr.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    if settings["library"] == "peft_jax":
-        from benchmarks import peft_jax_side as side
-    else:
-        from benchmarks import peft_side as side
+    side = importlib.import_module(
+        "benchmarks." + settings.get("side", f"{settings['library']}_side")
+    )
     step, versions = side.prepare(settings)
-    rows, inner, columns = product_sizes(settings)
-    product = side.matrix_product(rows, inner, columns, settings["dtype"])
+    product = None
     start = time.perf_counter()
     results = [step()]
     first = time.perf_counter() - start
@@ -93,6 +92,9 @@ def main() -> None:
         if command["do"] == "time":
             answer = timed(step, command["seconds"])
         elif command["do"] == "product":
+            if product is None:
+                rows, inner, columns = product_sizes(settings)
+                product = side.matrix_product(rows, inner, columns, settings["dtype"])
             seconds = statistics.median(timed(product, command["seconds"])["seconds"])
             answer = 2 * rows * inner * columns / seconds
         elif command["do"] == "memory":
