@@ -1,9 +1,14 @@
 """Checkpoints: what is kept, what comes back, and that damage is never taken for a state."""
 
+import dataclasses
+import io
 import json
+import os
+import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,10 +19,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from rich.console import Console
 
-from peft_jax import sharding
+from peft_jax import experiment, report, sharding
 from peft_jax.checkpoint import Checkpoints, checksum
+from peft_jax.config import (
+    DataConfig,
+    Experiment,
+    MeshConfig,
+    TrainingConfig,
+    check,
+    first_difference,
+    to_json,
+)
 from peft_jax.errors import InputError
+from tests.small_run import small_experiment as small_run
+
+QUIET = report.quiet_console()
 
 NEWER, OLDER = 10, 5
 
@@ -291,10 +309,11 @@ def test_no_damage_to_any_file_yields_a_state_that_was_not_saved(saved, tmp_path
             assert alone != "other values" or with_sums == "passed over"
             assert alone != "raises" or with_sums == "passed over"
             name = "arrays" if file == largest(saved) else file.relative_to(str(NEWER)).as_posix()
+            name = re.sub("[0-9a-f]{32}", "*", name)
             counted = found.setdefault(f"{name} {kind.partition(':')[0]}", {})
             counted[alone] = counted.get(alone, 0) + 1
     record_property("orbax alone", json.dumps(found))
-    print(json.dumps(found, indent=1))
+    print(*(f"{name}: {counted}" for name, counted in found.items()), sep="\n")
     assert found["arrays flip"]["other values"] >= 6
     assert found["progress/metadata flip"]["other values"] >= 1
     assert set(found["arrays half"]) == set(found["arrays delete"]) == {"raises"}
@@ -353,9 +372,17 @@ def unfinished(checkpoints: Path) -> list[Path]:
     return [p for p in checkpoints.glob("*") if "orbax-checkpoint-tmp" in p.name]
 
 
+def saved_steps(checkpoints: Path) -> list[int]:
+    return sorted(int(p.name) for p in checkpoints.glob("*") if p.name.isdigit())
+
+
 def start(code: str, *arguments: Path) -> subprocess.Popen:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    # What a process compiles, however small, the next one reads.
+    own = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def wait_until(true, process: subprocess.Popen, seconds: float = 120) -> bool:
@@ -375,7 +402,7 @@ def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(tmp_path):
     process.kill()
     output = process.communicate()[0].decode()
     assert saving, output
-    kept = max(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
+    kept = max(saved_steps(tmp_path))
     told: list[str] = []
     checkpoints = Checkpoints(tmp_path, tell=told.append)
     state, progress = checkpoints.restore(empty)
@@ -385,17 +412,11 @@ def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(tmp_path):
     assert not unfinished(tmp_path)
 
 
-def small_run(folder: Path, **training):
-    from tests.small_run import small_experiment
-
-    return small_experiment(folder, **training)
-
-
 def figures(output: Path) -> list[dict]:
     """What a run logs that does not hang on a clock."""
     keep = ("step", "loss", "accuracy", "gradient_norm", "evaluation_score")
-    lines = (output / "metrics.jsonl").read_text().splitlines()
-    return [{k: m[k] for k in keep if k in m} for m in map(json.loads, lines)]
+    lines = report.read_metrics(output / "metrics.jsonl")
+    return [{k: m[k] for k in keep if k in m} for m in lines]
 
 
 def assert_same_result(output: Path, whole: Path) -> None:
@@ -407,20 +428,29 @@ def assert_same_result(output: Path, whole: Path) -> None:
     assert figures(output) == figures(whole)
 
 
+def prepared(config: Experiment, folder: Path) -> DataConfig:
+    """The run's examples in files, so that it starts without TensorFlow."""
+    backbone = experiment.open_backbone(config)
+    for name, training in (("train", True), ("evaluation", False)):
+        rows = experiment.open_examples(
+            config.task, config.data, backbone, config.seed, training=training
+        )
+        rows.save(folder / name)
+    return DataConfig(prepared=folder / "train", prepared_evaluation=folder / "evaluation")
+
+
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_at_random_ends_with_the_same_result(tmp_path):
     """Kills while it starts, trains, evaluates, saves in the background, and ends."""
-    from peft_jax import experiment, report
-    from peft_jax.config import to_json
-
     config = small_run(tmp_path, steps=120, checkpoint_every=3, log_every=3, evaluate_every=30)
+    config = dataclasses.replace(config, data=prepared(config, tmp_path))
     file = tmp_path / "config.json"
     file.write_text(to_json(config))
     whole = tmp_path / "whole"
-    experiment.run(config, whole, console=report.quiet_console())
+    experiment.run(config, whole, console=QUIET)
 
     rng = np.random.default_rng(0)
-    kills, saving, outputs = 0, 0, [tmp_path / "killed_0"]
+    kills, saving, steps, outputs = 0, 0, [], [tmp_path / "killed_0"]
     while kills < 20:
         output = outputs[-1]
         log = output / "metrics.jsonl"
@@ -440,6 +470,7 @@ def test_a_run_killed_twenty_times_at_random_ends_with_the_same_result(tmp_path)
         text = process.communicate()[0].decode()
         if process.returncode == -signal.SIGKILL:
             kills += 1
+            steps.append(max(saved_steps(output / "checkpoints"), default=0))
             saving += bool(unfinished(output / "checkpoints"))
         else:
             assert process.returncode == 0, text
@@ -449,5 +480,148 @@ def test_a_run_killed_twenty_times_at_random_ends_with_the_same_result(tmp_path)
         text = process.communicate()[0].decode()
         assert process.returncode == 0, text
         assert_same_result(output, whole)
-    print(f"{kills} kills, {saving} of them in the middle of a save, over {len(outputs)} runs")
+    print(f"{kills} kills, {saving} in the middle of a save; newest checkpoints: {steps}")
     assert saving > 0
+
+
+# --------------------------------------------------------------------------------------------
+# Several processes
+# --------------------------------------------------------------------------------------------
+def processes(count: int, folder: Path, steps: int, damaged: int | None = None):
+    """So many processes with two devices each, that keep their checkpoints in one folder."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    started = []
+    for process in range(count):
+        words = [address, count, process, folder, steps]
+        command = [sys.executable, "-m", "tests.checkpoint_process", *map(str, words)]
+        if process == damaged:
+            command.append("damaged")
+        started.append(
+            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        )
+    return started
+
+
+def ends(started: list[subprocess.Popen]) -> list[dict]:
+    found = []
+    for process in started:
+        out, error = process.communicate(timeout=240)
+        assert process.returncode == 0, error.decode()
+        found.append(json.loads(out.decode().splitlines()[-1]))
+    return found
+
+
+@pytest.mark.slow
+def test_several_processes_stop_at_one_step_and_go_on_as_more_and_fewer(tmp_path):
+    """SIGTERM to one of two; then four go on, one of which cannot read the newest; then one."""
+    (whole,) = ends(processes(1, tmp_path / "whole", 400))
+    folder = tmp_path / "checkpoints"
+    started = processes(2, folder, 10**9)
+    assert wait_until(lambda: (folder / "40").exists(), started[0])
+    started[1].send_signal(signal.SIGTERM)
+    stopped = ends(started)
+    assert all(end["stopped"] for end in stopped)
+    step = stopped[0]["step"]
+    assert stopped[1]["step"] == step
+    assert max(saved_steps(folder)) == step
+    # Stopped somewhere, so that the rest of the test needs a place behind that.
+    until = step + 50
+    (whole,) = ends(processes(1, tmp_path / "whole", until)) if until > 400 else (whole,)
+    four = ends(processes(4, folder, until - 25, damaged=3))
+    assert all(f"checkpoint {step} in" in end["told"][0] for end in four)
+    assert (folder / f"{step}.damaged").is_dir()
+    (one,) = ends(processes(1, folder, max(until, 400)))
+    assert one["square"] == pytest.approx(whole["square"], rel=1e-6)
+
+
+# --------------------------------------------------------------------------------------------
+# Runs
+# --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"keep_best": 1}, "keep_best is 1 and training.evaluate_every 0"),
+        ({"final": "best", "evaluate_every": 5}, "keep_best 0; it must be at least 1"),
+        ({"checkpoint_minutes": 0.0}, "checkpoint_minutes is 0.0; it must be above 0"),
+        ({"keep_every": -1}, "keep_every is -1"),
+    ],
+)
+def test_policies_that_cannot_be_meant(fields, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        check(Experiment(training=TrainingConfig(**fields)))
+
+
+def test_a_run_may_go_on_elsewhere_and_keep_others():
+    before = json.loads(to_json(Experiment()))
+    training = TrainingConfig(devices=1, keep_best=2, checkpoint_every=7, checkpoint_folder="x")
+    now = Experiment(training=training, mesh=MeshConfig(fsdp=2))
+    assert first_difference(now, before) is None
+    assert "training.steps" in first_difference(
+        Experiment(training=TrainingConfig(steps=5)), before
+    )
+
+
+def stop_at(monkeypatch, step: int, config, output: Path) -> None:
+    from tests.test_experiment import StopAfter
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "train_steps", StopAfter(step, signal.SIGTERM))
+        with pytest.raises(experiment.Interrupted):
+            experiment.run(config, output, console=QUIET)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, monkeypatch):
+    config = small_run(tmp_path)
+    output, whole = tmp_path / "out", tmp_path / "whole"
+    experiment.run(config, whole, console=QUIET)
+    stop_at(monkeypatch, 7, config, output)
+    saved = output / "checkpoints"
+    file = max(files_of(saved, 7), key=lambda p: (saved / p).stat().st_size)
+    damage(saved / file, "flip:0.5")
+    console = Console(file=io.StringIO(), width=300)
+    experiment.run(config, output, resume=True, console=console)
+    printed = console.file.getvalue()
+    assert f"warning: checkpoint 7 in {saved} is damaged" in printed
+    assert "resumed after step 5" in printed
+    assert_same_result(output, whole)
+
+
+@pytest.mark.slow
+def test_the_best_state_is_kept_and_written(tmp_path, monkeypatch):
+    """Also where the run is stopped just when that state was to be evaluated."""
+    scores = {2: 0.1, 4: 9.0, 6: 0.2, 8: 0.3, 10: 0.4}
+
+    def score(run, log, made):
+        log.write(made, evaluation_score=scores[made])
+        return scores[made]
+
+    monkeypatch.setattr(experiment._Run, "_score", score)
+    policy = {"evaluate_every": 2, "keep_best": 1, "keep_checkpoints": 1, "final": "best"}
+    config = small_run(tmp_path, **policy)
+    output, whole = tmp_path / "out", tmp_path / "whole"
+    result = experiment.run(config, whole, console=QUIET)
+    assert result["used_step"] == 4
+    assert saved_steps(whole / "checkpoints") == [4, 12]
+    stop_at(monkeypatch, 4, config, output)
+    experiment.run(config, output, resume=True, console=QUIET)
+    assert_same_result(output, whole)
+    last = dataclasses.replace(config, training=dataclasses.replace(config.training, final="last"))
+    experiment.run(last, tmp_path / "last", console=QUIET)
+    one, other = (tmp_path / f / "adapter.safetensors" for f in ("last", "whole"))
+    assert one.read_bytes() != other.read_bytes()
+
+
+@pytest.mark.slow
+def test_time_makes_checkpoints_too_in_a_folder_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "seconds_since_save", lambda self: 61.0)
+    folder = tmp_path / "elsewhere"
+    config = small_run(
+        tmp_path, checkpoint_minutes=1.0, keep_checkpoints=99, checkpoint_folder=str(folder)
+    )
+    experiment.run(config, tmp_path / "out", console=QUIET)
+    assert saved_steps(folder) == [2, 4, 5, 6, 8, 10, 12]
+    with pytest.raises(InputError, match="holds checkpoints of another run"):
+        experiment.run(config, tmp_path / "other", console=QUIET)
