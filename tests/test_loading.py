@@ -1,6 +1,7 @@
 """A backbone read straight into the parts of a mesh: the same arrays, and nothing else is read."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -67,14 +68,19 @@ def mesh():
     return sharding.make_mesh(data=2, fsdp=2, model=2)
 
 
+@functools.cache
+def backbone_of(config):
+    return random_backbone(even(config))
+
+
 def written(folder, writer, config):
-    backbone = random_backbone(even(config))
+    backbone = backbone_of(config)
     WRITERS[writer](folder, backbone)
     return backbone
 
 
 @over_cases
-@pytest.mark.parametrize("piece", [2**25, 300])
+@pytest.mark.parametrize("piece", [pytest.param(2**25, marks=pytest.mark.slow), 300])
 def test_the_parts_are_those_of_the_whole(tmp_path, monkeypatch, mesh, writer, config, piece):
     monkeypatch.setattr(loading, "_PIECE", piece)
     backbone = written(tmp_path / "model", writer, config)
@@ -106,7 +112,7 @@ def test_every_box_of_a_leaf_is_that_of_the_array(tmp_path, writer, config):
             np.testing.assert_array_equal(leaf.read_part(box), array[box], err_msg=f"{path} {box}")
 
 
-@pytest.mark.parametrize("kind", quantization.KINDS)
+@pytest.mark.parametrize("kind", ["int8", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_weights_are_quantised_as_they_are_read(tmp_path, monkeypatch, mesh, kind):
     pytest.importorskip("qwix")
     backbone = written(tmp_path / "model", "hugging_face", CONFIG)
