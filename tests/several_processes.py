@@ -29,6 +29,7 @@ class Processes:
       own: more arguments of single processes.
       devices: that each process has.
       folders: in which each process is started; by default this one's.
+      module: that is run, in place of peft-jax.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Processes:
         own: dict[int, Sequence[str]] | None = None,
         devices: int = 1,
         folders: Sequence[Path] | None = None,
+        module: str = "peft_jax.cli",
     ):
         folder.mkdir(parents=True, exist_ok=True)
         # The tests' own flags, but for the number of devices.
@@ -51,7 +53,7 @@ class Processes:
         self._running = [
             subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "peft_jax.cli", *arguments),
+                    *(sys.executable, "-m", module, *arguments),
                     *("--distributed.coordinator", address, "--distributed.processes", str(count)),
                     *("--distributed.process", str(i), *(own or {}).get(i, ())),
                 ],

@@ -1,5 +1,6 @@
 """Several processes as one run: real ones, and what each finds out about the others."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,12 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import peft_jax as pj
 from peft_jax import cli, distributed, report
+from peft_jax.config import EvaluationConfig, Experiment, ModelConfig, TrainingConfig, to_json
 from peft_jax.distributed import DistributedConfig
 from peft_jax.errors import InputError
+from tests.process_steps import train_and_evaluate
 from tests.several_processes import Processes
 from tests.small_run import write_small_backbone
-from tests.small_task import write_task
+from tests.small_task import write_task, write_vocabulary
 
 # --------------------------------------------------------------------------------------------
 # Finding each other
@@ -122,6 +126,30 @@ def test_too_little_is_known(monkeypatch):
 # --------------------------------------------------------------------------------------------
 # Real processes
 # --------------------------------------------------------------------------------------------
+def test_two_processes_train_and_score_as_one(tmp_path):
+    """Each makes half of the rows, and both have the same losses and the scores of all rows."""
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    backbone = pj.init_backbone(pj.Config("t5", 97, 8, 8, 1, 8, 1, 1), jax.random.key(0))
+    pj.save_backbone(folder, dataclasses.replace(backbone, vocabulary=write_vocabulary(folder)))
+    config = Experiment(
+        backbone=str(folder),
+        model=ModelConfig(remat="none", dropout=0.0),
+        training=TrainingConfig(steps=3, batch_size=4, devices=1),
+        evaluation=EvaluationConfig(batch_size=3),
+    )
+    alone = train_and_evaluate(config)
+    several = dataclasses.replace(config, training=TrainingConfig(steps=3, batch_size=4))
+    (tmp_path / "config.json").write_text(to_json(several))
+    with Processes(2, [str(tmp_path)], tmp_path, module="tests.process_steps") as processes:
+        assert processes.exit_codes() == [0, 0], processes.words()
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    np.testing.assert_allclose(found["scores"], alone["scores"], atol=1e-4)
+    assert [row for rows in found["rows"] for row in rows] == alone["rows"][0]
+    assert [len(rows) for rows in found["rows"]] == [2, 2]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A backbone, and a task's rows tokenised once, so that the processes need no TensorFlow."""
@@ -192,6 +220,7 @@ def assert_same_run(ours, theirs):
         assert a == b
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_run_of_one(place, alone, tmp_path):
     output = tmp_path / "out"
     with Processes(2, flags(place, output), tmp_path) as processes:
