@@ -30,7 +30,7 @@ def read_gin(path: str | Path) -> dict[str, Any]:
     Raises:
       InputError: a statement is not finished at the end of the file.
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     raw: dict[str, str] = {}
     block = ""
     for number, indented, text in _statements(path):

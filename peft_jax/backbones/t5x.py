@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,9 +32,14 @@ from peft_jax.backbones.loading import StoredBackbone
 from peft_jax.backbones.names import Rule
 from peft_jax.backbones.native import TOKENIZER_FILES, copy_vocabulary
 from peft_jax.backbones.t5x_config import GIN_FILES, find_config, gin_text
-from peft_jax.backbones.t5x_files import open_checkpoint, write_checkpoint
+from peft_jax.backbones.t5x_files import (
+    checkpoint_path,
+    new_folder,
+    open_checkpoint,
+    write_checkpoint,
+    write_orbax,
+)
 from peft_jax.errors import InputError
-from peft_jax.files import replace_folder
 from peft_jax.tensor_files import Index, StoredTensor, aligned_empty
 from peft_jax.transformer import Config
 
@@ -143,7 +149,8 @@ def read_backbone(
     """The backbone of a T5X checkpoint, T5X's own or written through orbax.
 
     Args:
-      path: the folder ``checkpoint_<step>``, or a file that holds all arrays itself.
+      path: the folder ``checkpoint_<step>``, local or in a bucket (``gs://``), or a file that holds
+        all arrays itself.
       dtype: of the parameters; None keeps each as it is stored.
       named: a configuration ("t5_v1_1_base") whose fields hold where neither the arrays' shapes nor
         a gin file beside them say otherwise. Its sizes need not be the checkpoint's.
@@ -153,29 +160,38 @@ def read_backbone(
       InputError: no such checkpoint; a tensor that is missing, left over, or whose shape does not
         fit the others; fields that nothing tells. Nothing is read before all are checked.
     """
-    return loading.read(open_backbone(Path(path), named), dtype, on_leaf=on_leaf)
+    return loading.read(open_backbone(path, named), dtype, on_leaf=on_leaf)
 
 
-def open_backbone(path: Path, named: str | None = None) -> StoredBackbone:
+def open_backbone(path: str | Path, named: str | None = None) -> StoredBackbone:
     """What a checkpoint holds as leaves of our tree, all of it checked and no leaf read.
 
     Raises:
       InputError: as :func:`read_backbone`.
     """
+    path = checkpoint_path(path)
     tensors = open_checkpoint(path)
     sizes, layout = _sizes(path, tensors)
     config = find_config(path, sizes, named)
     rules = t5x_rules(config, layout)
     _check_tensors(path, config, rules, layout, tensors)
     leaves = {rule.ours: _leaf(path, config, rule, layout, tensors) for rule in rules}
+    return StoredBackbone(leaves, config, path.name, _vocabulary(path))
+
+
+def _vocabulary(path: Path) -> Path | None:
+    """The vocabulary beside a checkpoint; none in a bucket, from which no tokenizer reads."""
+    if not isinstance(path, Path):
+        return None
     beside = path if path.is_dir() else path.parent
     vocabularies = (beside / name for name in TOKENIZER_FILES if name.endswith(".model"))
-    vocabulary = next(filter(Path.is_file, vocabularies), None)
-    return StoredBackbone(leaves, config, path.name, vocabulary.resolve() if vocabulary else None)
+    found = next(filter(Path.is_file, vocabularies), None)
+    return found and found.resolve()
 
 
-def read_config(path: Path, named: str | None = None) -> Config:
+def read_config(path: str | Path, named: str | None = None) -> Config:
     """The configuration of a checkpoint, without its arrays; see :func:`read_backbone`."""
+    path = checkpoint_path(path)
     sizes, _ = _sizes(path, open_checkpoint(path))
     return find_config(path, sizes, named)
 
@@ -344,6 +360,7 @@ def write_backbone(
     backbone: Backbone,
     *,
     scanned: bool = False,
+    orbax: bool = False,
     step: int = 0,
     overwrite: bool = False,
     on_leaf: Callable[[str], None] = lambda path: None,
@@ -354,9 +371,10 @@ def write_backbone(
     optimizer. A ``model_config.gin`` in it says what the shapes do not.
 
     Args:
-      folder: must not exist or be empty, unless it may be overwritten.
+      folder: must not exist or be empty, unless it may be overwritten; ``gs://`` for a bucket.
       backbone: a T5, written in the dtype that it has.
       scanned: write the layout of T5X's ``scalable_t5``, not that of ``t5`` and Flaxformer.
+      orbax: write the form that T5X has with ``use_orbax``, not its own.
       step: the step of training that T5X goes on from.
       overwrite: replace what is in the folder.
       on_leaf: called with the path of every leaf of ours that is written.
@@ -377,13 +395,22 @@ def write_backbone(
                 _their_array, config, rule, layout, leaf, layer if len(names) > 1 else None
             )
         last[names[-1]] = rule.ours
-    with replace_folder(folder, overwrite) as new:
-        write_checkpoint(
-            new, tensors, step, lambda name: on_leaf(last[name]) if name in last else None
-        )
+    write = write_orbax if orbax else write_checkpoint
+    with new_folder(folder, overwrite) as new:
         (new / GIN_FILES[0]).write_text(gin)
-        copy_vocabulary(backbone.vocabulary, new)
-    return Path(folder)
+        _copy_vocabulary(backbone.vocabulary, new)
+        write(new, tensors, step, lambda name: on_leaf(last[name]) if name in last else None)
+    return checkpoint_path(folder)
+
+
+def _copy_vocabulary(vocabulary: Path | None, folder: Path) -> None:
+    if isinstance(folder, Path):
+        copy_vocabulary(vocabulary, folder)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        copy_vocabulary(vocabulary, Path(place))
+        for file in Path(place).iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
 
 
 def _their_array(

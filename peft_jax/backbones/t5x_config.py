@@ -84,9 +84,10 @@ def find_config(path: Path, sizes: Mapping[str, Any], named: str | None = None) 
 def _find_gin(path: Path) -> Path | None:
     folders = [path if path.is_dir() else path.parent]
     if re.fullmatch(r"checkpoint_\d+", path.name):
-        folders.append(path.absolute().parent)  # T5X's model_dir
+        local = isinstance(path, Path)
+        folders.append((path.absolute() if local else path).parent)  # T5X's model_dir
     files = (folder / name for folder in folders for name in GIN_FILES)
-    return next(filter(Path.is_file, files), None)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _gin_fields(file: Path) -> dict[str, Any]:

@@ -14,10 +14,11 @@ read. A checkpoint may lie in a bucket, ``gs://``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import numpy as np
 
 from peft_jax import tree
 from peft_jax.errors import InputError
+from peft_jax.files import replace_folder
 from peft_jax.tensor_files import Index, StoredTensor
 
 INDEX = "checkpoint"
@@ -180,7 +182,7 @@ def _list_arrays(folder: Path, within: str) -> list[str]:
     import tensorstore as ts
 
     try:
-        store = ts.KvStore.open(_store(folder, "")).result()
+        store = ts.KvStore.open(_stores(folder)("")).result()
         names = store.list(ts.KvStore.KeyRange(within, f"{within[:-1]}/")).result()
     except ValueError as error:
         raise InputError(f"{folder} is not a readable OCDBT database: {error}") from None
@@ -188,12 +190,12 @@ def _list_arrays(folder: Path, within: str) -> list[str]:
     return [match[1] for match in found if match]
 
 
-def _store(folder: Path, name: str) -> dict[str, Any]:
-    """TensorStore's spec of the key-value store that an array lies in."""
+def _stores(folder: Path) -> Callable[[str], dict[str, Any]]:
+    """Name of an array -> TensorStore's spec of the key-value store that it lies in."""
     place = _folder_store(folder)
     if (folder / _OCDBT).is_file():
-        return {"driver": "ocdbt", "base": place, "path": name}
-    return place | {"path": place["path"] + name}
+        return lambda name: {"driver": "ocdbt", "base": place, "path": name}
+    return lambda name: place | {"path": place["path"] + name}
 
 
 def _folder_store(folder: Path) -> dict[str, Any]:
@@ -212,24 +214,37 @@ def _open_arrays(folder: Path, arrays: Mapping[str, str]) -> dict[str, StoredTen
         return {}
     import tensorstore as ts
 
-    opened = {}
+    store = _stores(folder)
+    opening = {}
     for path, name in arrays.items():
-        spec = {"driver": "auto", "kvstore": _store(folder, name + "/")}  # zarr 2 or 3
-        opened[path] = ts.open(spec, open=True, read=True)
-    return {path: _tensor(folder, arrays[path], each) for path, each in opened.items()}
+        spec = {"driver": "auto", "kvstore": store(name + "/")}  # zarr 2 or 3
+        opening[path] = ts.open(spec, open=True, read=True)
+    opened = {path: _opened(folder, arrays[path], each) for path, each in opening.items()}
+    # TensorStore reads a chunk that is missing as zeros; those of a fill value are not stored.
+    chunks = {p: array.kvstore.list() for p, array in opened.items() if array.fill_value is None}
+    for path, keys in chunks.items():
+        _check_whole(folder, arrays[path], opened[path], keys.result())
+    return {path: _tensor(folder, arrays[path], array) for path, array in opened.items()}
 
 
-def _tensor(folder: Path, name: str, opened: Any) -> StoredTensor:
+def _opened(folder: Path, name: str, opening: Any) -> Any:
     try:
-        array = opened.result()
-        whole = _is_whole(array)
+        return opening.result()
     except ValueError as error:
         raise InputError(f"{folder}: array {name} is missing or damaged: {error}") from None
-    if not whole:
+
+
+def _check_whole(folder: Path, name: str, array: Any, keys: list[bytes]) -> None:
+    """Raises InputError unless every chunk is there."""
+    chunk = array.chunk_layout.write_chunk.shape
+    wanted = math.prod(-(-size // each) for size, each in zip(array.shape, chunk, strict=True))
+    if sum(not key.startswith((b".z", b"zarr.")) for key in keys) < wanted:
         raise InputError(
             f"{folder}: array {name} lacks some of its chunks; the folder was not copied whole"
         )
 
+
+def _tensor(folder: Path, name: str, array: Any) -> StoredTensor:
     def read_part(box: Index) -> np.ndarray:
         try:
             return array[box].read().result()
@@ -237,30 +252,46 @@ def _tensor(folder: Path, name: str, opened: Any) -> StoredTensor:
             raise InputError(f"{folder}: array {name} is damaged: {error}") from None
 
     shape, dtype = tuple(array.shape), np.dtype(array.dtype.numpy_dtype)
-    whole = (slice(None),) * len(shape)
-    return StoredTensor(shape, dtype, lambda: read_part(whole), part=read_part)
-
-
-def _is_whole(array: Any) -> bool:
-    """Whether every chunk is there: TensorStore reads one that is missing as zeros."""
-    if array.fill_value is not None:
-        return True  # chunks of the fill value are not stored
-    chunk = array.chunk_layout.write_chunk.shape
-    wanted = math.prod(-(-size // each) for size, each in zip(array.shape, chunk, strict=True))
-    keys = array.kvstore.list().result()
-    return sum(not key.startswith((b".z", b"zarr.")) for key in keys) >= wanted
+    everything = (slice(None),) * len(shape)
+    return StoredTensor(shape, dtype, lambda: read_part(everything), part=read_part)
 
 
 # --------------------------------------------------------------------------------------------
 # Writing
 # --------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """An empty folder to write a checkpoint into, there whole or not at all.
+
+    In a bucket, where nothing can be moved as one, files are written in their places: what says
+    that they are a checkpoint must be written last.
+
+    Raises:
+      InputError: as ``files.replace_folder``.
+    """
+    path = checkpoint_path(folder)
+    if isinstance(path, Path):
+        with replace_folder(path, overwrite) as new:
+            yield new
+        return
+    _folder_store(path)
+    if path.exists() and any(path.iterdir()):
+        if not overwrite:
+            raise InputError(
+                f"{path} exists and is not empty; give another place, or overwrite it (--overwrite)"
+            )
+        path.rmtree()
+    path.mkdir(parents=True, exist_ok=True)
+    yield path
+
+
 def write_checkpoint(
     folder: Path,
     tensors: Mapping[str, Callable[[], np.ndarray]],
     step: int = 0,
     on_tensor: Callable[[str], None] = lambda path: None,
 ) -> None:
-    """Writes T5X's own format without an optimizer's state into an empty folder.
+    """Writes T5X's own format, version 3, without an optimizer's state into an empty folder.
 
     Args:
       folder: an existing folder.
@@ -271,6 +302,7 @@ def write_checkpoint(
     import tensorstore as ts
     from flax import serialization
 
+    store = _stores(folder)
     specs = {}
     for path, make in tensors.items():
         array = make()
@@ -283,12 +315,34 @@ def write_checkpoint(
             "metadata": {"shape": array.shape, "chunks": _chunks(array), "compressor": None},
         }
         specs[path] = ts.Spec(spec).to_json()
-        place = specs[path] | {"kvstore": _store(folder, name)}
+        place = specs[path] | {"kvstore": store(name)}
         ts.open(place, create=True, open=False).result().write(array).result()
         on_tensor(path)
     state = {"step": np.asarray(step, np.int32)}
-    index = {"version": 3, "optimizer": {"target": tree.unflatten(specs), "state": state}}
+    index = {"version": 3, "optimizer": {TARGET: tree.unflatten(specs), "state": state}}
     (folder / INDEX).write_bytes(serialization.msgpack_serialize(index))
+
+
+def write_orbax(
+    folder: Path,
+    tensors: Mapping[str, Callable[[], np.ndarray]],
+    step: int = 0,
+    on_tensor: Callable[[str], None] = lambda path: None,
+) -> None:
+    """Writes what T5X writes through orbax; otherwise as :func:`write_checkpoint`.
+
+    Orbax takes all arrays at once: the host holds a copy of the model while they are written.
+    """
+    import orbax.checkpoint as ocp
+
+    arrays = {}
+    for path, make in tensors.items():
+        arrays[path] = make()
+        on_tensor(path)
+    state = {TARGET: tree.unflatten(arrays), "state": {"step": np.asarray(step, np.int32)}}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as writer:
+        place = folder.resolve() if isinstance(folder, Path) else folder
+        writer.save(place / STATE, args=ocp.args.PyTreeSave(state))
 
 
 def _chunks(array: np.ndarray) -> list[int]:
