@@ -298,7 +298,7 @@ def _informed(run: Training, seed: int, examples: Rows) -> Method:
     one_each = FewShotSampler(examples, 1, seed)
     batches = (one_each.batch(i) for i in range(examples.num_examples))
     rest = others(run.method)
-    with step_bar(Console(), "information", examples.num_examples) as advance:
+    with step_bar(report.main_console(), "information", examples.num_examples) as advance:
         information = fisher_information(
             run.backbone,
             run.objective,
@@ -307,7 +307,7 @@ def _informed(run: Training, seed: int, examples: Rows) -> Method:
             beside=rest and rest.bind(rest.init(jax.random.key(seed), run.backbone)),
             advance=advance,
         )
-    return with_information(run.method, information)
+    return with_information(run.method, sharding.fetch(run.mesh, information))
 
 
 def _first_state(run: Training, seed: int) -> TrainState:

@@ -169,8 +169,9 @@ def _check_positions(config: Config, params: Params, batch: Batch, length: int) 
         read = tokens.shape[1]
         given = tokens if mask is None else mask
         if not isinstance(given, jax.core.Tracer) and _is_here(given):
-            known = np.asarray(tokens != config.pad_id if mask is None else mask)
-            read = int(known.sum(axis=1).max(initial=0))
+            # On the devices: of several processes none has all rows.
+            known = jnp.asarray(tokens != config.pad_id if mask is None else mask)
+            read = int(jnp.max(jnp.sum(known, axis=1), initial=0))
     # The last token generated is not read any more; the first that is stands for the start token.
     needed = soft + max(read, 1) + length - 1
     if needed > config.max_positions:
