@@ -1,12 +1,17 @@
 """Everything: python -m benchmarks [options of benchmarks.peer]
 
-Writes benchmarks/results.json, docs/benchmarks.md and docs/benchmarks.png. Leave the machine alone
-meanwhile.
+Writes benchmarks/results.json, the results beside it of qwix_lora, depth, devices and collectives,
+docs/benchmarks.md and docs/benchmarks.png. Leave the machine alone meanwhile. `bank`, `pipeline`,
+`minilm` and, where a GPU is, `gpu` are commands of their own.
 """
 
+import subprocess
 import sys
 
 from benchmarks import flops, peer, report
+
+# Each in a process of its own: they choose their devices before jax starts.
+APART = ("qwix_lora", "depth", "devices", "collectives")
 
 
 def main() -> None:
@@ -16,6 +21,8 @@ def main() -> None:
     # In a process that is not pinned to cores, and after the timing is over.
     results["flops"] = flops.main([])
     peer.write_results(path, results)
+    for name in APART:
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=peer.ROOT, check=True)
     report.write(results, peer.ROOT / "docs")
 
 

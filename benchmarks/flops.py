@@ -58,11 +58,16 @@ def lower_forward(size: str, depth: int):
 def lower_step(size: str, method: pj.Method, depth: int, remat: str):
     """The lowered train step: forward, backward and AdamW."""
     backbone = _abstract(size, depth, remat)
+    step, state = make_step(backbone, method, objectives.lm_objective())
+    return step.lower(state, backbone.params, _batch(size))
+
+
+def make_step(backbone: pj.Backbone, method: pj.Method, objective: objectives.Objective):
+    """The train step with AdamW, and the shapes of its state."""
     optimizer = optax.adamw(jobs.LEARNING_RATE)
     stored = jax.eval_shape(method.init, jax.random.key(0), backbone)
     state = jax.eval_shape(lambda s: train.init_state(s, optimizer, jax.random.key(0)), stored)
-    step = train.make_train_step(backbone, method, optimizer, objectives.lm_objective())
-    return step.lower(state, backbone.params, _batch(size))
+    return train.make_train_step(backbone, method, optimizer, objective), state
 
 
 def flops(lowered) -> float:

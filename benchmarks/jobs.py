@@ -92,7 +92,12 @@ def toy_config():
     )  # fmt: skip
 
 
-def write_inputs(folder: Path, size: str) -> None:
+def write_inputs(
+    folder: Path,
+    size: str,
+    sizes_of_jobs: dict[str, Shape] | None = None,
+    dtype: str = "float32",
+) -> None:
     """A random backbone as a Hugging Face folder, LoRA factors and the batches' tokens as .npz.
 
     LoRA's B starts at zero in both libraries; only A is drawn, under the name of its module in the
@@ -107,6 +112,8 @@ def write_inputs(folder: Path, size: str) -> None:
     backbone = pj.init_backbone(
         dataclasses.replace(config, dropout=0.0), jax.random.key(0), name=size
     )
+    if dtype != "float32":
+        backbone = backbone.replace(params=jax.tree.map(lambda x: x.astype(dtype), backbone.params))
     pj.save_backbone(folder / "model", backbone)
 
     rng = np.random.default_rng(0)
@@ -124,7 +131,7 @@ def write_inputs(folder: Path, size: str) -> None:
     def tokens(*dims: int) -> np.ndarray:
         return rng.integers(VOCABULARY_START, config.vocab_size, dims, dtype=np.int32)
 
-    for job, shape in shapes(size).items():
+    for job, shape in (sizes_of_jobs or shapes(size)).items():
         np.savez(
             folder / f"{job}.npz",
             inputs=tokens(shape.inputs, shape.input_length),

@@ -57,10 +57,12 @@ class Worker:
         }  # fmt: skip
         environment = os.environ | {
             "OMP_NUM_THREADS": str(len(cores)),
-            "JAX_PLATFORMS": "cpu",
-            "CUDA_VISIBLE_DEVICES": "",
             "TOKENIZERS_PARALLELISM": "false",
         }
+        if options.get("device", "cpu") == "cpu":
+            environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        else:  # two libraries share the device: neither may take all of its memory
+            environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self.name = f"{library} on {case.name}"
         # A file, since a pipe that nobody reads would fill and stop the worker.
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the worker)

@@ -44,6 +44,20 @@ def matrix_product(rows: int, inner: int, columns: int, dtype: str):
     return lambda: product(a, b).block_until_ready()
 
 
+def extra_device_memory(step) -> dict[str, int]:
+    """Bytes by which the peak on the device exceeds what lies there between steps.
+
+    XLA's allocator cannot be asked to forget its peak, which is over the whole process: loading the
+    weights one after the other stays below what a step takes.
+    """
+    import jax
+
+    step()
+    found = jax.devices()[0].memory_stats()
+    before, peak = found["bytes_in_use"], found["peak_bytes_in_use"]
+    return {"before": before, "peak": peak, "extra": peak - before}
+
+
 def _lora_factors(adapter, config, factors):
     import jax.numpy as jnp
 

@@ -25,23 +25,44 @@ def prepare(settings: dict[str, Any]):
     folder = Path(settings["folder"])
     model = _model(folder, settings)
     job = settings["job"]
-    data = {name: torch.from_numpy(a).long() for name, a in np.load(folder / f"{job}.npz").items()}
+    device = settings.get("device", "cpu")
+    arrays = np.load(folder / f"{job}.npz")
+    data = {name: torch.from_numpy(a).long().to(device) for name, a in arrays.items()}
     make = {"train": _train, "tfew": _tfew, "rank": _rank, "decode": _decode}[job]
     versions = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peft": peft.__version__,
     }
-    return make(model, data), versions
+    return make(model.to(device), data), versions
 
 
 def matrix_product(rows: int, inner: int, columns: int, dtype: str):
     """A function that multiplies [rows, inner] by [inner, columns] once, as a layer does."""
     import torch
 
-    a = torch.ones(rows, inner, dtype=getattr(torch, dtype))
-    b = torch.ones(columns, inner, dtype=a.dtype)
-    return lambda: torch.nn.functional.linear(a, b)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.ones(rows, inner, dtype=getattr(torch, dtype), device=device)
+    b = torch.ones(columns, inner, dtype=a.dtype, device=device)
+
+    def product() -> None:
+        torch.nn.functional.linear(a, b)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return product
+
+
+def extra_device_memory(step) -> dict[str, int]:
+    """Bytes by which a step's peak on the device exceeds what lies there before it."""
+    import torch
+
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    peak = torch.cuda.max_memory_allocated()
+    return {"before": before, "peak": peak, "extra": peak - before}
 
 
 def _model(folder: Path, settings: dict[str, Any]):

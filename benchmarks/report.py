@@ -207,10 +207,16 @@ def write_page(folder: Path) -> None:
 
 def page(results: dict[str, Any]) -> str:
     """The whole of benchmarks.md: these results, those of other runs, and the MiniLM's study."""
-    from benchmarks import bank_report, pipeline
+    from benchmarks import bank_report, pipeline, scaling_report
     from benchmarks.minilm import report as minilm
 
-    parts = [markdown(results), bank_report.section(), pipeline.section(), minilm.section()]
+    parts = [
+        markdown(results),
+        scaling_report.section(),
+        bank_report.section(),
+        pipeline.section(),
+        minilm.section(),
+    ]
     return "\n".join(filter(None, parts))
 
 

@@ -93,12 +93,14 @@ def main() -> None:
             answer = timed(step, command["seconds"])
         elif command["do"] == "product":
             if product is None:
-                rows, inner, columns = product_sizes(settings)
+                rows, inner, columns = settings.get("product") or product_sizes(settings)
                 product = side.matrix_product(rows, inner, columns, settings["dtype"])
             seconds = statistics.median(timed(product, command["seconds"])["seconds"])
             answer = 2 * rows * inner * columns / seconds
         elif command["do"] == "memory":
-            answer = extra_memory(step)
+            # Of a device's own memory the side knows; of the host's, the system.
+            on_host = settings.get("device", "cpu") == "cpu"
+            answer = extra_memory(step) if on_host else side.extra_device_memory(step)
         else:
             raise ValueError(f"unknown command {command['do']!r}")
         print(json.dumps(answer), file=answers)
