@@ -221,6 +221,28 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return buffer[offset : offset + size].view(dtype).reshape(shape)
 
 
+# Rows and columns of a matrix that is turned round that fit into a core's cache together.
+_TILE = 128
+
+
+def copy_into(out: np.ndarray, array: np.ndarray) -> None:
+    """``out[...] = array`` in out's dtype; several times faster for matrices turned round.
+
+    NumPy goes through one of the two in steps of a row, and reads each cache line for a number.
+    """
+    # Cast first, in the order in which the numbers lie.
+    array = array.astype(out.dtype, order="K", copy=False)
+    if array.ndim < 2 or array.strides[-1] <= array.strides[-2] or min(array.shape[-2:]) < 2:
+        out[...] = array
+        return
+    rows, columns = array.shape[-2:]
+    for outer in np.ndindex(array.shape[:-2]):
+        source, to = array[outer], out[outer]
+        for i in range(0, rows, _TILE):
+            for j in range(0, columns, _TILE):
+                to[i : i + _TILE, j : j + _TILE] = source[i : i + _TILE, j : j + _TILE]
+
+
 # --------------------------------------------------------------------------------------------
 # Boxes of an array in a file
 # --------------------------------------------------------------------------------------------

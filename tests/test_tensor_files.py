@@ -170,3 +170,14 @@ def test_what_is_no_box_is_refused(tmp_path, box):
     write_tensors(tmp_path / "a.safetensors", {"a": np.ones((4, 4))})
     with pytest.raises(ValueError, match="index"):
         open_tensors(tmp_path / "a.safetensors")["a"].read_part(box)
+
+
+@pytest.mark.parametrize("shape", [(7,), (0, 3), (1, 300), (300, 1), (2, 140, 300), (2, 3, 4, 5)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_copying_a_matrix_that_is_turned_round(shape, dtype):
+    made = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    turned = np.ascontiguousarray(made.swapaxes(-1, -2)).swapaxes(-1, -2) if made.ndim > 1 else made
+    for array in (made, turned, np.asfortranarray(made)):
+        out = np.zeros(shape, jnp.dtype(dtype))
+        tensor_files.copy_into(out, array)
+        np.testing.assert_array_equal(out, made.astype(out.dtype))

@@ -28,7 +28,7 @@ from peft_jax.backbones.names import Rule
 from peft_jax.backbones.native import copy_vocabulary, local_vocabulary
 from peft_jax.errors import InputError
 from peft_jax.paths import as_path
-from peft_jax.tensor_files import Index, StoredTensor, aligned_empty, box_shape
+from peft_jax.tensor_files import Index, StoredTensor, aligned_empty, box_shape, copy_into
 from peft_jax.torch_files import open_torch
 from peft_jax.transformer import Config
 from peft_jax.tree import Params
@@ -240,7 +240,7 @@ def _leaf(config: Config, rule: Rule, tensors: Mapping[str, StoredTensor]) -> St
             return rule.our_array(layers[0].read_part(there))[None]
         out = np.empty(box_shape(box), dtype)
         for i, source in enumerate(layers):
-            out[i] = rule.our_array(source.read_part(there))
+            copy_into(out[i], rule.our_array(source.read_part(there)))
         return out
 
     def read() -> np.ndarray:
@@ -250,7 +250,7 @@ def _leaf(config: Config, rule: Rule, tensors: Mapping[str, StoredTensor]) -> St
         whole = tuple(slice(0, size) for size in shape)
         for i in range(len(sources)):
             one = (slice(i, i + 1), *whole[1:]) if rule.stacked else whole
-            out[one if rule.stacked else ...] = part(one)
+            copy_into(out[one] if rule.stacked else out, part(one))
         return out
 
     first = (0,) if rule.stacked else ()

@@ -27,6 +27,7 @@ from peft_jax.tensor_files import (
     aligned_empty,
     bounded,
     box_shape,
+    copy_into,
     is_whole,
 )
 from peft_jax.transformer import Config
@@ -171,10 +172,10 @@ def _fill(leaf: StoredTensor, parts: list[Part]) -> None:
             # Side by side they are one run of the file, or one read of every row.
             piece = leaf.read_part(around)
             for box, array in here:
-                array[...] = piece[_within(box, around)]
+                copy_into(array, piece[_within(box, around)])
         else:
             for box, array in here:
-                array[...] = leaf.read_part(box)
+                copy_into(array, leaf.read_part(box))
 
 
 def _pieces(leaf: StoredTensor, axis: int, parts: list[Part]) -> Iterator[tuple[int, int]]:
