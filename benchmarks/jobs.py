@@ -113,7 +113,8 @@ def write_inputs(
         dataclasses.replace(config, dropout=0.0), jax.random.key(0), name=size
     )
     if dtype != "float32":
-        backbone = backbone.replace(params=jax.tree.map(lambda x: x.astype(dtype), backbone.params))
+        cast = jax.tree.map(lambda x: x.astype(dtype), backbone.params)
+        backbone = dataclasses.replace(backbone, params=cast)
     pj.save_backbone(folder / "model", backbone)
 
     rng = np.random.default_rng(0)

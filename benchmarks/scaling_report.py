@@ -18,10 +18,6 @@ SIDES = {
     "peft_jax": "peft_jax",
     "peft_jax, nothing recomputed": "peft_jax, remat none",
 }
-    "qwix": "qwix",
-    "peft_jax": "peft_jax",
-    "peft_jax, nothing recomputed": "peft_jax, remat none",
-}
 
 
 def section() -> str:
