@@ -23,12 +23,14 @@ class MetricsLog:
         self._path = folder / "metrics.jsonl"
         self._tensorboard_folder = folder / "tensorboard"
         self._after = after_step
+        self._held: set[tuple[int, frozenset[str]]] = set()
         if writes and self._path.exists():
             kept = [
                 line
                 for line in self._path.read_text().splitlines(keepends=True)
                 if _step(line) <= after_step
             ]
+            self._held = {(_step(line), _names(line)) for line in kept}
             with replace_file(self._path) as new:
                 new.write_text("".join(kept))
 
@@ -48,13 +50,21 @@ class MetricsLog:
         self._writer.close()
 
     def write(self, step: int, **figures: float) -> None:
-        """One line; flushed, so that a run that dies has its log."""
-        if not self._writes:
+        """One line; flushed, so that a run that dies has its log.
+
+        A run that was killed after its last step evaluates again: what the file holds of a step
+        already is not written twice.
+        """
+        if not self._writes or (step, frozenset(figures)) in self._held:
             return
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         self._file.flush()
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
+
+
+def _names(line: str) -> frozenset[str]:
+    return frozenset(json.loads(line)) - {"step"}
 
 
 def _step(line: str) -> int:
