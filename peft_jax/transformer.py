@@ -54,7 +54,7 @@ from peft_jax.architecture import (
     rematerialized,
     specification,
 )
-from peft_jax.constraints import BATCH, constrain
+from peft_jax.constraints import BATCH, constrain, ways
 from peft_jax.errors import InputError
 from peft_jax.soft_tokens import Placed, overwrite_prompt, place_soft_tokens, spread, take
 from peft_jax.stacks import Batch, PerTask, Tail, for_tasks, scan_layers, without_tails
@@ -627,6 +627,7 @@ def context(
         return _read_prompt(config, params, batch, key)
     encoded = encode(config, params, batch, key)
     rows = encoded.hidden.shape[0]
+    stack_cross = stack_cross or _in_one_product(config, params)
     cross = cross_keys_values(config, params, encoded) if stack_cross else None
     start = jnp.full(rows, config.decoder_start_id, jnp.int32)
     position = jnp.broadcast_to(_prefix_shift(config, params, "decoder"), (rows,))
@@ -661,11 +662,36 @@ def cross_keys_values(
     config: Config, params: Params, encoded: Encoded
 ) -> tuple[jax.Array, jax.Array]:
     """Every layer's cross-attention keys and values, computed once: [L, B, H_kv, S, K] each."""
+    stack = params["decoder"]["layers"]["cross_attention"]
+    if _in_one_product(config, params):
+        read = {name: stack[name] for name in ("key", "value", "key_norm") if name in stack}
+        return jax.vmap(lambda p: _keys_values(config, p, encoded.hidden))(read)
 
     def layer(_, p):
         return None, _keys_values(config, p, encoded.hidden)
 
-    return scan_layers(layer, None, params["decoder"]["layers"]["cross_attention"])[1]
+    return scan_layers(layer, None, stack)[1]
+
+
+def _in_one_product(config: Config, params: Params) -> bool:
+    """Whether all layers' cross-attention keys and values are one product.
+
+    Where heads are split, the gradient of the encoder's states is then summed over the layers
+    before the devices exchange it: once in a step, and not in every layer. Not where each layer's
+    kernels are to be gathered by themselves, keys are not to be kept, or the product would need
+    another form.
+    """
+    stack = params["decoder"]["layers"]["cross_attention"]
+    both = [stack["key"], stack["value"]]
+    dtype = jnp.dtype(config.activation_dtype)
+    return (
+        ways("model") > 1
+        and ways("fsdp") == 1
+        and config.remat not in ("full", "offload")
+        and all(isinstance(leaf, jax.Array) for each in both for leaf in each.values())
+        and all(each["kernel"].dtype == dtype and each["kernel"].ndim == 3 for each in both)
+        and not any("lora_dropout" in each for each in both)
+    )
 
 
 def _causal(mask: jax.Array) -> jax.Array:
