@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from peft_jax import tree
+from peft_jax import torus, tree
 from peft_jax.architecture import Config
 from peft_jax.constraints import BATCH
 from peft_jax.errors import InputError
@@ -102,6 +102,9 @@ def make_mesh(
     used, auto = found[:size], (AxisType.Auto,) * 3
     if used[0].platform == "tpu" and size == len(found):
         # Neighbours on the mesh are neighbours on the chip's links.
+        arranged = torus.arrange(used, shape)
+        if arranged is not None:
+            return Mesh(arranged, AXES, axis_types=auto)
         return jax.make_mesh(shape, AXES, auto, devices=used)
     return Mesh(np.asarray(used).reshape(shape), AXES, axis_types=auto)
 
