@@ -87,24 +87,33 @@ class Work:
 
 def work_of(module: Module) -> Work:
     """The work of a program that was parsed by ``hlo.parse``."""
-    steps: list[Step] = []
-    unknown = [0]
-    _walk(module, module.computations[module.entry], 1, steps, unknown)
-    return Work(tuple(steps), unknown[0])
+    found = _Found([], set())
+    _walk(module, module.computations[module.entry], 1, found)
+    return Work(tuple(found.steps), found.unknown_loops)
 
 
-def _walk(module, computation: Computation, times: int, steps: list[Step], unknown) -> None:
+@dataclasses.dataclass
+class _Found:
+    """What has been read so far; ``channels`` are those of collectives inside fusions."""
+
+    steps: list[Step]
+    channels: set[str]
+    unknown_loops: int = 0
+
+
+def _walk(module: Module, computation: Computation, times: int, found: _Found) -> None:
     for each in computation.instructions:
         if each.opcode == "while":
             rounds = hlo.trip_count(module, computation, each)
-            unknown[0] += rounds is None
+            found.unknown_loops += rounds is None
             body = module.computations[each.attribute("body") or ""]
-            _walk(module, body, times * (1 if rounds is None else rounds), steps, unknown)
+            _walk(module, body, times * (1 if rounds is None else rounds), found)
         elif each.opcode in ("call", "conditional"):
             for name in _branches(each):
-                _walk(module, module.computations[name], times, steps, unknown)
+                _walk(module, module.computations[name], times, found)
         elif each.opcode not in _FREE:
-            steps.append(_step(module, computation, each, times))
+            found.steps.append(_step(module, computation, each, times))
+            found.steps.extend(_fused_collectives(module, each, times, found.channels))
 
 
 def _branches(each: Instruction) -> list[str]:
@@ -290,6 +299,8 @@ def _used(module: Module, inner: Computation, user: Instruction, place: int) -> 
         return user.results[0].bytes if place == 0 else 0.0
     if user.opcode == "dynamic-update-slice" and place == 0:
         return 0.0  # written in place
+    if user.opcode in ("tuple", "custom-call", *KINDS):
+        return 0.0  # handed on, or a collective's own
     nested = module.computations.get(user.calls or "")
     if user.opcode == "fusion" and nested is not None:
         return _read(module, nested, place, _plain(inner.by_name[user.operands[place]]))
@@ -308,6 +319,8 @@ def _written(inner: Computation, root: Instruction, results: tuple[Array, ...]) 
             return sum(
                 _written(inner, one, (result,)) for one, result in zip(each, results, strict=True)
             )
+    if root.opcode == "parameter":
+        return 0.0  # handed on
     if root.opcode == "bitcast":
         return _written(inner, inner.by_name[root.operands[0]], results)
     if root.opcode == "dynamic-update-slice":
@@ -320,22 +333,47 @@ def _written(inner: Computation, root: Instruction, results: tuple[Array, ...]) 
 # Collectives
 # --------------------------------------------------------------------------------------------
 def _collective(module: Module, computation: Computation, each: Instruction) -> Collective | None:
-    kind = each.opcode.removesuffix("-start")
     inner, within = each, computation
-    if kind == "async":
+    if each.opcode == "async-start":
         called = module.computations.get(each.calls or "")
         if called is None:
             return None
         inner, within = called.root, called
-        kind = inner.opcode
+    kind = inner.opcode.removesuffix("-start")
     if kind not in KINDS:
         return None
-    operands = [_array(within, name) for name in inner.operands]
+    return _exchange(within, inner, kind, _overlaps(computation, each))
+
+
+def _exchange(within: Computation, each: Instruction, kind: str, overlapped: bool) -> Collective:
+    operands = [_array(within, name) for name in each.operands]
     sent = sum(one.bytes for one in operands if one is not None)
-    groups = replica_groups(inner.attributes)
+    groups = replica_groups(each.attributes)
     if kind == "all-gather":
         sent *= len(groups[0]) if groups else 1
-    return Collective(kind, sent, groups, _overlaps(computation, each), inner.source)
+    return Collective(kind, sent, groups, overlapped, each.source)
+
+
+def _fused_collectives(
+    module: Module, each: Instruction, times: int, channels: set[str]
+) -> Iterator[Step]:
+    """Collectives inside a fusion, which the compiler runs beside the fusion's own work.
+
+    One that runs beside several fusions stands in each of them under the same channel. A fusion of
+    an all-reduce with the slice that is kept of it is a reduce-scatter.
+    """
+    inner = module.computations.get(each.calls or "")
+    if each.opcode != "fusion" or inner is None:
+        return
+    for one in inner.instructions:
+        channel = one.attribute("channel_id") or one.name
+        if one.opcode not in KINDS or channel in channels:
+            continue
+        channels.add(channel)
+        scatters = inner.name.startswith("all-reduce-scatter")
+        kind = "reduce-scatter" if scatters else one.opcode
+        made = _exchange(inner, one, kind, overlapped=not scatters)
+        yield Step(f"{each.name}/{one.name}", times, 0.0, 0.0, None, made, True, one.source)
 
 
 def _overlaps(computation: Computation, start: Instruction) -> bool:
