@@ -15,7 +15,7 @@ from rich.console import Console
 from peft_jax import distributed, report, sharding
 from peft_jax.adapter import load_adapter, read_header
 from peft_jax.answers import mask_token
-from peft_jax.backbones import Backbone, load_backbone
+from peft_jax.backbones import Backbone
 from peft_jax.config import Experiment, check, to_json
 from peft_jax.decoding import Decoding, decode_texts, generate
 from peft_jax.errors import InputError
@@ -27,7 +27,7 @@ from peft_jax.experiment import (
 from peft_jax.methods import merge
 from peft_jax.methods.prompt_places import marker_rows
 from peft_jax.mixed_examples import digest
-from peft_jax.placement import notes_of_mesh, open_backbone, open_mesh
+from peft_jax.placement import load_where_it_fits, notes_of_mesh, open_backbone, open_mesh
 from peft_jax.progress import step_bar
 from peft_jax.run_data import notes_of, open_examples, with_metrics
 from peft_jax.scoring import score_choices, score_classes, score_labels, score_verbalizers
@@ -122,7 +122,7 @@ def predict_text(
         raise InputError("one choice leaves nothing to rank; give two or more, or none to generate")
     decoding = decoding or Decoding()
     _check_drawing(decoding, seed)
-    backbone = load_backbone(source)
+    backbone = load_where_it_fits(source)
     adapter, method = load_adapter(adapter_folder, backbone)
     bound = method.bind(adapter)
     params = merge(backbone.params, bound)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peft_jax import sharding
+from peft_jax import quantization, sharding
 from peft_jax.backbones import CONFIGS, TINY, Backbone, abstract_backbone, load_backbone
 from peft_jax.backbones.base import identity
 from peft_jax.config import Experiment, make_method
@@ -21,6 +21,8 @@ from peft_jax.errors import InputError
 
 # Beside a trained float32 weight an optimiser keeps up to two moments of it.
 _TRAINED_COPIES = 3
+# Of a device's memory, what the weights may take where one input is answered at a time.
+_FITS = 0.8
 
 
 def open_mesh(config: Experiment, *, training: bool = True) -> jax.sharding.Mesh:
@@ -36,28 +38,41 @@ def open_mesh(config: Experiment, *, training: bool = True) -> jax.sharding.Mesh
     Raises:
       InputError: there is no such mesh, or one of the processes has no device on it.
     """
-    fields, wanted = config.mesh, config.training.devices
+    wanted, given = config.training.devices, dataclasses.asdict(config.mesh)
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise InputError(f"mesh.{name} is {value}; it must be at least 1")
     here = wanted or jax.device_count()
     batch = config.training.batch_size // config.training.accumulate
     if not training:
-        batch = -(-config.evaluation.batch_size // here) * here
-    given = dataclasses.asdict(fields)
-    memory = sharding.device_bytes()
-    if memory is None:
-        sizes = given | {"fsdp": fields.fsdp or 1, "model": fields.model or 1}
-    else:
-        outline = _outline(config)
-        needed = _bytes(outline, config) if training else _frozen_bytes(outline)
-        chosen = sharding.choose_axes(needed, memory, here, outline.config, batch, **given)
-        sizes = chosen._asdict()
-    if config.training.parallel == "pmap":
-        if (fields.fsdp or 1, fields.model or 1) != (1, 1):
-            raise InputError("parallel pmap splits the batch alone: no mesh.fsdp, no mesh.model")
-        sizes = {"data": fields.data, "fsdp": 1, "model": 1}
-    divided = batch if training or fields.data is None else None
-    mesh = sharding.make_mesh(divided, wanted, **sizes)
+        # Filled up to what any split of the devices divides.
+        least = here * (given["data"] or 1)
+        batch = -(-config.evaluation.batch_size // least) * least
+    mesh = sharding.make_mesh(batch, wanted, **_sizes(config, given, here, batch, training))
     _check_processes(mesh, batch)
     return mesh
+
+
+def _sizes(
+    config: Experiment, given: dict[str, Any], here: int, batch: int, training: bool
+) -> dict[str, Any]:
+    """Ways of each axis; of "data" None, where it is what the others leave."""
+    plain = {"data": given["data"], "fsdp": given["fsdp"] or 1, "model": given["model"] or 1}
+    if config.training.parallel == "pmap":
+        if jax.process_count() > 1:
+            raise InputError(
+                "parallel pmap is for the devices of one process, and there are "
+                f"{jax.process_count()}: leave it out (jit)"
+            )
+        if plain["fsdp"] != 1 or plain["model"] != 1:
+            raise InputError("parallel pmap splits the batch alone: no mesh.fsdp, no mesh.model")
+        return plain
+    memory = sharding.device_bytes()
+    if memory is None:
+        return plain
+    outline = _outline(config)
+    needed = _bytes(outline, config) if training else _frozen_bytes(outline)
+    return sharding.choose_axes(needed, memory, here, outline.config, batch, **given)._asdict()
 
 
 def _check_processes(mesh: jax.sharding.Mesh, batch: int) -> None:
@@ -79,7 +94,12 @@ def _outline(config: Experiment) -> Backbone:
     folder = TINY if config.backbone == "tiny" else Path(config.backbone)
     if config.backbone in CONFIGS and not folder.exists():
         load_backbone(config.backbone)  # says that it is a name without weights
-    return abstract_backbone(formats.read_config(folder), _dtype(config))
+    outline = abstract_backbone(formats.read_config(folder), _dtype(config))
+    kind = config.model.quantize
+    if kind == "none":
+        return outline
+    params = jax.eval_shape(lambda x: quantization.quantize_params(x, kind), outline.params)
+    return dataclasses.replace(outline, params=params)
 
 
 def _dtype(config: Experiment) -> Any:
@@ -90,7 +110,8 @@ def _dtype(config: Experiment) -> Any:
 
 
 def _frozen_bytes(backbone: Backbone) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backbone.params))
+    leaves = jax.tree.leaves(backbone.params)
+    return sum(leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) // 8 for leaf in leaves)
 
 
 def _bytes(backbone: Backbone, config: Experiment) -> int:
@@ -118,6 +139,24 @@ def open_backbone(config: Experiment, mesh: jax.sharding.Mesh | None = None) -> 
         return backbone
     # Taken by all processes together, so that one of them can write it down alone.
     return dataclasses.replace(backbone, fingerprint=identity(backbone)["fingerprint"])
+
+
+def load_where_it_fits(source: str) -> Backbone:
+    """A backbone to answer single inputs with: on one device, or split over this process's.
+
+    Args:
+      source: as for ``load_backbone``.
+    """
+    memory, devices = sharding.device_bytes(), jax.local_devices()
+    if memory is None or len(devices) == 1:
+        return load_backbone(source)
+    outline = _outline(Experiment(backbone=source))
+    needed = _frozen_bytes(outline)
+    if needed < _FITS * memory:
+        return load_backbone(source)
+    # One row cannot be split: only "model" is left.
+    axes = sharding.choose_axes(needed, memory, len(devices), outline.config, 1)
+    return load_backbone(source, mesh=sharding.make_mesh(1, devices, **axes._asdict()))
 
 
 def placed(backbone: Backbone, mesh: jax.sharding.Mesh) -> Backbone:
