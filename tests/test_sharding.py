@@ -17,7 +17,7 @@ from tests import collectives, random_adapters, test_method_laws
 from tests.families import FAMILIES
 
 GIB = 1 << 30
-T5 = pj.Config("t5", 112, 16, 24, 8, 4, 2, 3, dropout=0.1, remat="none")
+T5 = pj.Config("t5", 112, 24, 40, 8, 4, 2, 3, dropout=0.1, remat="none")
 T0_11B = dataclasses.replace(CONFIGS["t0_11b"], activation_dtype="bfloat16")
 
 
@@ -127,9 +127,9 @@ STEPS = 20
 
 def evenly(config):
     """The configuration with sizes that every mesh divides."""
-    kv_heads = config.num_kv_heads and 8 if config.num_kv_heads != 1 else 1
+    kv_heads = config.num_kv_heads if config.num_kv_heads in (None, 1) else 4
     return dataclasses.replace(
-        config, d_model=16, d_ff=24, vocab_size=64, num_heads=8, num_kv_heads=kv_heads, d_kv=6
+        config, d_model=24, d_ff=40, vocab_size=64, num_heads=8, num_kv_heads=kv_heads, d_kv=6
     )
 
 
