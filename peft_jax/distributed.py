@@ -76,9 +76,10 @@ def connect(config: DistributedConfig | None = None) -> None:
     Before anything else of jax: afterwards ``jax.devices()`` are those of all processes. A second
     call does nothing.
 
+    Where the others do not come in time this process ends, with one line and exit code 2.
+
     Raises:
-      InputError: flags that cannot be meant, a cluster that says too little, or no process 0 at the
-        coordinator's address in time.
+      InputError: flags that cannot be meant, or a cluster that says too little.
     """
     config = config or DistributedConfig()
     if _client() is not None:
@@ -154,13 +155,17 @@ def _initialize(config: DistributedConfig, given: dict[str, Any], method: str | 
             "is: give --distributed.coordinator HOST:PORT"
         )
     chosen = config.local_devices or (() if _one_process_a_host() else None)
+    # Where the others don't come, jax aborts with pages of its own words: here is one line before.
+    late = threading.Timer(config.connect_seconds, _give_up, [config, given])
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             **given,
             local_device_ids=None if chosen is None else list(chosen),
             # Of a cluster that was named jax takes every word; what is complete needs none.
             cluster_detection_method="deactivate" if complete else method,
-            initialization_timeout=config.connect_seconds,
+            initialization_timeout=config.connect_seconds + 10,
             heartbeat_timeout_seconds=config.heartbeat_seconds,
         )
     except ValueError as error:
@@ -172,14 +177,18 @@ def _initialize(config: DistributedConfig, given: dict[str, Any], method: str | 
             f"{f'only {told} is known' if told else 'nothing is known of them'}: give "
             "--distributed.coordinator HOST:PORT, --distributed.processes and --distributed.process"
         ) from None
-    except RuntimeError as error:
-        if "before any JAX calls" in str(error):
-            raise
-        raise InputError(
-            f"process {given['process_id']} did not meet the others at "
-            f"{given['coordinator_address'] or 'the coordinator'} within {config.connect_seconds} "
-            f"s (distributed.connect_seconds): {_first_line(error)}"
-        ) from None
+    finally:
+        late.cancel()
+
+
+def _give_up(config: DistributedConfig, given: dict[str, Any]) -> None:
+    who = "this process" if given["process_id"] is None else f"process {given['process_id']}"
+    _tell(
+        f"error: {who} did not meet the others at "
+        f"{given['coordinator_address'] or _state().coordinator_address or 'the coordinator'} "
+        f"within {config.connect_seconds} s (distributed.connect_seconds)"
+    )
+    os._exit(2)
 
 
 def _one_process_a_host() -> bool:

@@ -97,6 +97,7 @@ def test_what_jax_is_told(told, monkeypatch, environ, flags, expected):
     names = ("coordinator_address", "num_processes", "process_id", "local_device_ids")
     assert tuple(told[0][n] for n in (*names, "cluster_detection_method")) == expected
     assert told[0]["heartbeat_timeout_seconds"] == 100
+    assert told[0]["initialization_timeout"] > 300
 
 
 @pytest.mark.parametrize(
@@ -343,10 +344,10 @@ def test_the_others_end_when_one_is_killed(place, tmp_path):
 
 
 @pytest.mark.slow
-def test_nobody_answers_at_the_coordinators_address(place, tmp_path, capfd):
+@pytest.mark.parametrize("lost", [0, 1])
+def test_one_process_that_does_not_come(place, tmp_path, lost):
     arguments = flags(place, tmp_path / "out", "--distributed.connect-seconds", "5")
     with Processes(2, arguments, tmp_path) as processes:
-        processes.signal(0, signal.SIGKILL)
-        codes = processes.exit_codes(60)
-        assert codes[1] == 2, processes.words()
-        assert "did not meet the others" in processes.words()[1]
+        processes.signal(lost, signal.SIGKILL)
+        assert processes.exit_codes(60)[1 - lost] == 2, processes.words()
+        assert f"process {1 - lost} did not meet the others at" in processes.words()[1 - lost]
