@@ -230,11 +230,11 @@ def copy_into(out: np.ndarray, array: np.ndarray) -> None:
 
     NumPy goes through one of the two in steps of a row, and reads each cache line for a number.
     """
-    # Cast first, in the order in which the numbers lie.
-    array = array.astype(out.dtype, order="K", copy=False)
     if array.ndim < 2 or array.strides[-1] <= array.strides[-2] or min(array.shape[-2:]) < 2:
         out[...] = array
         return
+    # Cast first, in the order in which the numbers lie.
+    array = array.astype(out.dtype, order="K", copy=False)
     rows, columns = array.shape[-2:]
     for outer in np.ndindex(array.shape[:-2]):
         source, to = array[outer], out[outer]
