@@ -71,7 +71,7 @@ def _sizes(
     if memory is None:
         return plain
     outline = _outline(config)
-    needed = _bytes(outline, config) if training else _frozen_bytes(outline)
+    needed = held_bytes(outline, config) if training else frozen_bytes(outline)
     return sharding.choose_axes(needed, memory, here, outline.config, batch, **given)._asdict()
 
 
@@ -109,16 +109,17 @@ def _dtype(config: Experiment) -> Any:
     return jnp.dtype(name)
 
 
-def _frozen_bytes(backbone: Backbone) -> int:
+def frozen_bytes(backbone: Backbone) -> int:
+    """Bytes of a backbone's weights, abstract or not."""
     leaves = jax.tree.leaves(backbone.params)
     return sum(leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) // 8 for leaf in leaves)
 
 
-def _bytes(backbone: Backbone, config: Experiment) -> int:
+def held_bytes(backbone: Backbone, config: Experiment) -> int:
     """The frozen weights, and what is trained with its optimiser's state."""
     stored = jax.eval_shape(make_method(config).init, jax.random.key(0), backbone)
     trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(stored))
-    return _frozen_bytes(backbone) + 4 * _TRAINED_COPIES * trained
+    return frozen_bytes(backbone) + 4 * _TRAINED_COPIES * trained
 
 
 def open_backbone(config: Experiment, mesh: jax.sharding.Mesh | None = None) -> Backbone:
@@ -151,7 +152,7 @@ def load_where_it_fits(source: str) -> Backbone:
     if memory is None or len(devices) == 1:
         return load_backbone(source)
     outline = _outline(Experiment(backbone=source))
-    needed = _frozen_bytes(outline)
+    needed = frozen_bytes(outline)
     if needed < _FITS * memory:
         return load_backbone(source)
     # One row cannot be split: only "model" is left.

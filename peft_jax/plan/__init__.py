@@ -14,9 +14,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
-
-from peft_jax import sharding
+from peft_jax import placement, sharding
 from peft_jax.config import Experiment
 from peft_jax.errors import InputError
 from peft_jax.plan.compiled import Memory, Planned
@@ -51,14 +49,12 @@ def _silent(line: str) -> None:
 def axes_for(config: Experiment, topology: Topology, shape: BatchShape) -> Axes:
     """The mesh of a run on a slice: as the experiment says, else as a run there would choose."""
     backbone = outline(config)
-    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backbone.params))
     return sharding.choose_axes(
-        weights,
+        placement.held_bytes(backbone, config),
         int(topology.chip.usable),
         topology.chips,
         backbone.config,
         shape.batch // config.training.accumulate,
-        row_tokens=shape.input_length,
         **dataclasses.asdict(config.mesh),
     )
 

@@ -17,6 +17,7 @@ import jax
 from peft_jax import programs, sharding
 from peft_jax.backbones import Backbone
 from peft_jax.config import Experiment
+from peft_jax.placement import frozen_bytes
 from peft_jax.plan.topology import Topology
 
 _WHOLE = 1 << 40
@@ -47,12 +48,12 @@ def floor_of(
     """The floor of a program of ``programs.PROGRAMS``."""
     flops = needed_flops(name, config, backbone, shape)
     passes = {"train": 2, "score": 1, "decode": shape.target_length}[name]
-    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backbone.params))
-    # Every chip of a part of the mesh that holds the weights once reads its own share.
+    read = passes * frozen_bytes(backbone)
     chip = topology.chip
     compute = flops / (chip.flops * topology.chips)
-    memory = passes * weights / (chip.bandwidth * topology.chips)
-    return Floor(flops, passes * weights, max(compute, memory))
+    # Were the weights split over all chips.
+    memory = read / (chip.bandwidth * topology.chips)
+    return Floor(flops, read, max(compute, memory))
 
 
 def needed_flops(

@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import jax
-
 from peft_jax.backbones import Backbone
 from peft_jax.config import Experiment
 from peft_jax.errors import InputError
+from peft_jax.placement import frozen_bytes
 from peft_jax.plan.compiled import Planned
 from peft_jax.plan.topology import Topology, parse_topology
 from peft_jax.plan.worker import compile_apart
@@ -87,7 +86,7 @@ def meshes(
                 found.append(axes)
     if not found:
         raise InputError(f"no mesh of {topology.chips} chips divides a batch of {rows} rows")
-    held = _weights(backbone)
+    held = frozen_bytes(backbone)
     fitting = [a for a in found if held / (a.fsdp * a.model) < 0.9 * topology.chip.usable]
     if not fitting:
         raise InputError(
@@ -105,19 +104,15 @@ def rough_seconds(axes: Axes, backbone: Backbone, topology: Topology, shape: Bat
     over "model" twice a layer forwards and twice backwards, with nothing beside them.
     """
     config, rate = backbone.config, topology.chip.link * 2
-    gathered = 2 * _weights(backbone) / axes.model * (1 - 1 / axes.fsdp) / rate
+    gathered = 2 * frozen_bytes(backbone) / axes.model * (1 - 1 / axes.fsdp) / rate
     targets = shape.choices * shape.choice_length or shape.target_length
     width = 2 if config.activation_dtype == "bfloat16" else 4
     per_row = config.encoder_layers * shape.input_length + config.decoder_layers * targets
     tokens = per_row * shape.batch / (axes.data * axes.fsdp)
     summed = 4 * 2 * tokens * config.d_model * width * (1 - 1 / axes.model) / rate
-    products = 4 * _weights(backbone) / 2 * shape.batch * shape.input_length / 2
+    products = 4 * frozen_bytes(backbone) / 2 * shape.batch * shape.input_length / 2
     busy = products / topology.chips / topology.chip.flops
     return summed + max(0.0, gathered - busy)
-
-
-def _weights(backbone: Backbone) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backbone.params))
 
 
 def _divisors(number: int) -> list[int]:
