@@ -410,6 +410,29 @@ def test_an_executable_is_saved_loaded_and_refused_elsewhere(tmp_path):
         plans.load_executable(tmp_path, "double", mesh)
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--topology", "v5e-3"], "v5e-16"),
+        (["--topology", "v5e-16", "--choice-length", "0"], "choice_length is 0"),
+        (["--topology", "v5e-4", "--mesh.model", "8"], "mesh.model 8"),
+        (["--topology", "v5e-4", "--backbone", "t0_3c"], "t0_3c"),
+    ],
+)
+def test_the_command_refuses_what_makes_no_sense_before_it_compiles(flags, told, capsys):
+    from peft_jax import cli
+
+    assert cli.main(["plan", *flags]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_presets_for_pods_are_the_recipe_of_tfew():
+    for name in ("t0_3b", "t0_11b"):
+        config, base = load_preset(name), load_preset("tfew")
+        assert (config.loss, config.optimizer) == (base.loss, base.optimizer)
+        assert (config.backbone, config.method) == (name, ("ia3",))
+
+
 # ------------------------------------------------------------------------ the compiler itself
 @pytest.fixture(scope="module")
 def compiler():
