@@ -11,10 +11,13 @@ are of the values and not of files: they are computed where the arrays lie, and 
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
 import logging
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -363,7 +366,9 @@ def _shape_in_words(described: Mapping[str, Any]) -> str:
 
 
 def _in_words(error: BaseException) -> str:
-    """An error's kind and first line, which may be pages long: what failed, and at its end why."""
+    """Why it came to an error: its first cause's kind and first line, of a long one both ends."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     first = str(error).strip().partition("\n")[0]
     if len(first) > 320:
         first = f"{first[:80]} ... {first[-240:]}"
@@ -379,15 +384,29 @@ Found = TypeVar("Found")
 def _agreed(read: Callable[[], Found]) -> Found:
     """What ``read`` returns, where it does so on every process; raises Damaged on all otherwise."""
     found, reason = None, None
-    try:
-        found = read()
-    except Damaged as error:
-        reason = str(error)
-    except Exception as error:  # of whatever kind: the bytes may be anything
-        reason = _in_words(error)
+    with _one_error():
+        try:
+            found = read()
+        except Damaged as error:
+            reason = str(error)
+        except Exception as error:  # of whatever kind: the bytes may be anything
+            reason = _in_words(error)
+        if reason is not None:
+            gc.collect()
     if not _all(reason is None):
         raise Damaged(reason or "another process could not read it")
     return found  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _one_error():
+    """Orbax reads all arrays at once. Where one fails, Python prints pages about the others."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def _all(true: bool) -> bool:

@@ -34,25 +34,11 @@ from peft_jax.config import (
 )
 from peft_jax.errors import InputError
 from tests.small_run import small_experiment as small_run
+from tests.small_state import make_progress, make_state
 
 QUIET = report.quiet_console()
 
 NEWER, OLDER = 10, 5
-
-
-def make_state(step: int) -> dict:
-    """Leaves of every kind that a run has: small and not, of several dtypes, a random key."""
-    rng = np.random.default_rng(step)
-    return {
-        "step": jnp.int32(step),
-        "trainable": {"lora_a": jnp.asarray(rng.normal(size=(64, 65)), jnp.float32)},
-        "opt_state": (jnp.asarray(rng.normal(size=7), jnp.bfloat16), jnp.zeros(2000)),
-        "key": jax.random.key(step),
-    }
-
-
-def make_progress(step: int) -> dict:
-    return {"data": {"epoch": 3, "offset": 10 * step}, "seconds": 0.1 * step}
 
 
 def same(one, other) -> bool:
@@ -293,7 +279,6 @@ KINDS = ("delete", "empty", "half", *(f"flip:{share / 11:.3f}" for share in rang
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_damage_to_any_file_yields_a_state_that_was_not_saved(saved, tmp_path, record_property):
     """Every file of a checkpoint, damaged in every way; and what orbax alone does not notice."""
     found: dict[str, dict[str, int]] = {}
@@ -350,7 +335,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SAVES = """
 import sys
 from peft_jax.checkpoint import Checkpoints
-from tests.test_checkpoint import make_progress, make_state
+from tests.small_state import make_progress, make_state
 checkpoints = Checkpoints(sys.argv[1])
 for step in range(1, 1000):
     checkpoints.save(step, make_state(step), make_progress(step))
@@ -385,7 +370,7 @@ def start(code: str, *arguments: Path) -> subprocess.Popen:
     )
 
 
-def wait_until(true, process: subprocess.Popen, seconds: float = 120) -> bool:
+def wait_until(true, process: subprocess.Popen, seconds: float = 600) -> bool:
     """False if the process ended first."""
     end = time.monotonic() + seconds
     while not true():
