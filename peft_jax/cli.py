@@ -724,6 +724,13 @@ def plan(arguments: Sequence[str]) -> None:
     run(_parse(Plan, "plan", arguments, experiment=default), Console())
 
 
+def cost(arguments: Sequence[str]) -> None:
+    from peft_jax.cost_report import Cost, run
+
+    default = configuration.load_preset(_value_of("--config", arguments) or "tfew")
+    run(_parse(Cost, "cost", arguments, experiment=default), Console())
+
+
 def study(arguments: Sequence[str]) -> None:
     default = configuration.load_preset(_value_of("--config", arguments) or "tfew")
     # The name may stand first, without a flag.
@@ -783,6 +790,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "backbones": (backbones, "list families, sizes, parameters and what was checked"),
     "methods": (methods, "list methods: what they train, where, and how much"),
     "tasks": (tasks, "list tasks, and show examples of one as a model reads them"),
+    "cost": (cost, "what a run needs: parameters, disk, FLOPs, memory of a device by part"),
     "plan": (plan, "compile a run for a TPU pod that is not here: memory, work, time"),
     "study": (study, "many runs, one table, one picture"),
     "pretrain": (pretrain, "make the embedded backbone again"),
