@@ -1,4 +1,4 @@
-"""A state with leaves of every kind that a run has, and a data position, for the checkpoints' tests."""
+"""A state with leaves of every kind that a run has, and a data position, to be saved."""
 
 import jax
 import jax.numpy as jnp

@@ -33,7 +33,7 @@ from peft_jax.config import (
     to_json,
 )
 from peft_jax.errors import InputError
-from tests.small_run import small_experiment as small_run
+from tests.small_run import small_experiment
 from tests.small_state import make_progress, make_state
 
 QUIET = report.quiet_console()
@@ -413,22 +413,29 @@ def assert_same_result(output: Path, whole: Path) -> None:
     assert figures(output) == figures(whole)
 
 
-def prepared(config: Experiment, folder: Path) -> DataConfig:
-    """The run's examples in files, so that it starts without TensorFlow."""
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Experiment:
+    """A run whose examples lie in files, so that it starts without TensorFlow."""
+    folder = tmp_path_factory.mktemp("small")
+    config = small_experiment(folder)
     backbone = experiment.open_backbone(config)
     for name, training in (("train", True), ("evaluation", False)):
         rows = experiment.open_examples(
             config.task, config.data, backbone, config.seed, training=training
         )
         rows.save(folder / name)
-    return DataConfig(prepared=folder / "train", prepared_evaluation=folder / "evaluation")
+    data = DataConfig(prepared=folder / "train", prepared_evaluation=folder / "evaluation")
+    return dataclasses.replace(config, data=data)
+
+
+def with_training(config: Experiment, **fields) -> Experiment:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **fields))
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_at_random_ends_with_the_same_result(tmp_path):
+def test_a_run_killed_twenty_times_at_random_ends_with_the_same_result(small, tmp_path):
     """Kills while it starts, trains, evaluates, saves in the background, and ends."""
-    config = small_run(tmp_path, steps=120, checkpoint_every=3, log_every=3, evaluate_every=30)
-    config = dataclasses.replace(config, data=prepared(config, tmp_path))
+    config = with_training(small, steps=120, checkpoint_every=3, log_every=3, evaluate_every=30)
     file = tmp_path / "config.json"
     file.write_text(to_json(config))
     whole = tmp_path / "whole"
@@ -558,16 +565,15 @@ def stop_at(monkeypatch, step: int, config, output: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, monkeypatch):
-    config = small_run(tmp_path)
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(small, tmp_path, monkeypatch):
     output, whole = tmp_path / "out", tmp_path / "whole"
-    experiment.run(config, whole, console=QUIET)
-    stop_at(monkeypatch, 7, config, output)
+    experiment.run(small, whole, console=QUIET)
+    stop_at(monkeypatch, 7, small, output)
     saved = output / "checkpoints"
     file = max(files_of(saved, 7), key=lambda p: (saved / p).stat().st_size)
     damage(saved / file, "flip:0.5")
     console = Console(file=io.StringIO(), width=300)
-    experiment.run(config, output, resume=True, console=console)
+    experiment.run(small, output, resume=True, console=console)
     printed = console.file.getvalue()
     assert f"warning: checkpoint 7 in {saved} is damaged" in printed
     assert "resumed after step 5" in printed
@@ -575,7 +581,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_the_best_state_is_kept_and_written(tmp_path, monkeypatch):
+def test_the_best_state_is_kept_and_written(small, tmp_path, monkeypatch):
     """Also where the run is stopped just when that state was to be evaluated."""
     scores = {2: 0.1, 4: 9.0, 6: 0.2, 8: 0.3, 10: 0.4}
 
@@ -585,7 +591,7 @@ def test_the_best_state_is_kept_and_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(experiment._Run, "_score", score)
     policy = {"evaluate_every": 2, "keep_best": 1, "keep_checkpoints": 1, "final": "best"}
-    config = small_run(tmp_path, **policy)
+    config = with_training(small, **policy)
     output, whole = tmp_path / "out", tmp_path / "whole"
     result = experiment.run(config, whole, console=QUIET)
     assert result["used_step"] == 4
@@ -593,18 +599,18 @@ def test_the_best_state_is_kept_and_written(tmp_path, monkeypatch):
     stop_at(monkeypatch, 4, config, output)
     experiment.run(config, output, resume=True, console=QUIET)
     assert_same_result(output, whole)
-    last = dataclasses.replace(config, training=dataclasses.replace(config.training, final="last"))
+    last = with_training(config, final="last")
     experiment.run(last, tmp_path / "last", console=QUIET)
     one, other = (tmp_path / f / "adapter.safetensors" for f in ("last", "whole"))
     assert one.read_bytes() != other.read_bytes()
 
 
 @pytest.mark.slow
-def test_time_makes_checkpoints_too_in_a_folder_of_their_own(tmp_path, monkeypatch):
+def test_time_makes_checkpoints_too_in_a_folder_of_their_own(small, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "seconds_since_save", lambda self: 61.0)
     folder = tmp_path / "elsewhere"
-    config = small_run(
-        tmp_path, checkpoint_minutes=1.0, keep_checkpoints=99, checkpoint_folder=str(folder)
+    config = with_training(
+        small, checkpoint_minutes=1.0, keep_checkpoints=99, checkpoint_folder=str(folder)
     )
     experiment.run(config, tmp_path / "out", console=QUIET)
     assert saved_steps(folder) == [2, 4, 5, 6, 8, 10, 12]
