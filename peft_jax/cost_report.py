@@ -19,7 +19,6 @@ from peft_jax.programs import BatchShape, outline
 from peft_jax.sharding import Axes
 from peft_jax.transformer import Config
 
-
 Policy = Literal["none", "dots", "attention", "full", "offload"]
 
 
