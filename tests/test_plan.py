@@ -349,6 +349,82 @@ def test_weights_that_fit_on_no_mesh_are_told():
         search.meshes(tiny(), backbone, plans.parse_topology("v5e-1"), BatchShape(8))
 
 
+@pytest.fixture
+def compiles(monkeypatch):
+    """A compiler whose chips hold 20 rows with remat dots and 40 with full, and what it was asked.
+
+    A step takes as many seconds as "model" has ways, and half as long again with full remat.
+    """
+    asked = []
+
+    def compile_apart(name, config, topology, axes, shape, **_):
+        asked.append((name, config.model.remat, axes, shape.batch))
+        remat = config.model.remat
+        held = shape.batch / axes.data / axes.fsdp * {"dots": 5, "full": 2.5}.get(remat, 50)
+        if held > 100:
+            return planned(shape.batch, axes=axes, remat=remat, name=name)
+        seconds = axes.model * (1.5 if remat == "full" else 1.0)
+        made = estimate.Estimate(seconds, 0.0, seconds, 0.0, None, ())
+        return planned(shape.batch, held, estimate=made, axes=axes, remat=remat, name=name)
+
+    monkeypatch.setattr(plans, "compile_apart", compile_apart)
+    monkeypatch.setattr(search, "compile_apart", compile_apart)
+    return asked
+
+
+def test_search_keeps_the_most_that_fits_on_each_mesh_and_ranks(compiles):
+    found = search.search(
+        tiny(), "v5e-4", BatchShape(120), candidates=2, remats=("none", "dots", "full")
+    )
+    tried = {}
+    for _, remat, axes, _ in compiles:
+        tried.setdefault(axes, []).append(remat)
+    # 30 rows a chip on the mesh of data alone fit with full remat, and on none with more kept.
+    assert tried[Axes(4, 1, 1)] == ["none", "dots", "full"]
+    assert len(tried) == 2
+    fits = [one.fits for one in found]
+    assert fits == sorted(fits, reverse=True)
+    seconds = [one.estimate.seconds for one in found if one.fits]
+    assert seconds == sorted(seconds)
+
+
+def test_a_plan_fills_the_batches_of_an_evaluation_up_and_refuses_too_large_a_mesh(compiles):
+    config = tiny()
+    config = dataclasses.replace(
+        config, evaluation=dataclasses.replace(config.evaluation, batch_size=6)
+    )
+    made = plans.plan(config, "v5e-4", axes=Axes(4, 1, 1), shape=BatchShape(8))
+    assert [(one.name, one.shape.batch) for one in made] == [
+        *(("train", 8), ("score", 8), ("decode", 8))
+    ]
+    with pytest.raises(InputError, match="more than the 4"):
+        plans.plan(config, "v5e-4", axes=Axes(4, 1, 2), shape=BatchShape(8))
+
+
+def test_a_run_chooses_the_same_mesh_in_its_plan(compiles):
+    given = tiny(mesh=dataclasses.replace(tiny().mesh, model=2))
+    assert plans.axes_for(given, plans.parse_topology("v5e-4"), BatchShape(8)).model == 2
+    large = dataclasses.replace(tiny(), backbone="t0_11b")
+    axes = plans.axes_for(large, plans.parse_topology("v5e-16"), BatchShape(64))
+    assert axes.fsdp * axes.model >= 4  # 21 GiB on chips of 16
+
+
+def test_scaling_has_the_same_rows_on_every_chip(compiles):
+    found = plans.scaling(tiny(), ("v5e-1", "v5e-4", "v5e-16"), 4, BatchShape(0))
+    assert [(t.chips, one.shape.batch) for t, one in found] == [(1, 4), (4, 16), (16, 64)]
+    bad = tiny(mesh=dataclasses.replace(tiny().mesh, model=2))
+    assert [one is None for _, one in plans.scaling(bad, ("v5e-1", "v5e-4"), 4, BatchShape(0))] == [
+        *(True, False)
+    ]
+
+
+def test_the_largest_batch_is_compiled_and_told(compiles):
+    first = planned(16, 16 / 4 * 5.0, axes=Axes(4, 1, 1))
+    largest = plans.largest_batch(tiny(), "v5e-4", first)
+    assert largest.fits
+    assert 72 <= largest.shape.batch <= 80
+
+
 # ------------------------------------------------------------------------- results as files
 def test_a_plan_survives_its_file():
     exchange = estimate.Exchange("all-reduce", 4, 10, 1e6, 1e-3, False)

@@ -24,8 +24,7 @@ Name = Literal["train", "score", "decode"]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Compile a run's own programs for a slice of a TPU pod that is not here, and say what they
-    need: memory, work, collectives, time. Nothing is run and no weights are read."""
+    """Compile a run's programs for a slice of a TPU pod that is not here; say what they need."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     config: str = "t0_3b"
