@@ -24,6 +24,7 @@ from peft_jax.backbones.base import Backbone
 from peft_jax.backbones.formats import FORMATS, Format, checkpoint_format, read_backbone
 from peft_jax.errors import InputError
 from peft_jax.files import check_free, replace_folder
+from peft_jax.paths import as_path, file_sizes
 from peft_jax.progress import step_bar
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -66,7 +67,7 @@ def convert(
     """Reads the backbone at ``source`` in its format and writes it to ``target`` in another.
 
     Args:
-      source: a checkpoint in any of the formats, or "tiny".
+      source: a checkpoint in any of the formats, local or in a bucket (gs://), or "tiny".
       target: the folder to write; must not exist or be empty, unless it may be overwritten.
       to: the format to write. By default T5X's for a folder named ``checkpoint_<step>``, Hugging
         Face's for a backbone in our own, and our own for the others.
@@ -83,7 +84,7 @@ def convert(
     Raises:
       InputError: before anything is written or overwritten.
     """
-    source, target = TINY if str(source) == "tiny" else Path(source), Path(target)
+    source, target = TINY if str(source) == "tiny" else as_path(source), Path(target)
     stored = checkpoint_format(source)
     to = to or _default_format(stored, target)
     if to not in FORMATS:
@@ -157,15 +158,15 @@ def _write(
 
 def _summary(path: Path, kind: Format, backbone: Backbone) -> Summary:
     dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(backbone.params)})
-    files = [f for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file()]
+    sizes = file_sizes(path)
     return Summary(
         path=path,
         format=kind,
         family=backbone.config.family,
         parameters=tree.count(backbone.params),
         dtype="+".join(dtypes),
-        size=sum(f.stat().st_size for f in files),
-        files=len(files),
+        size=sum(sizes),
+        files=len(sizes),
     )
 
 

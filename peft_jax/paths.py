@@ -64,6 +64,14 @@ def exists(path: Path) -> bool:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
+def file_sizes(path: Path) -> list[int]:
+    """Bytes of every file in a folder and the folders in it, or of a file."""
+    if path.is_dir():
+        return [size for each in path.iterdir() for size in file_sizes(each)]
+    found: Any = path.stat()
+    return [found.length if is_remote(path) else found.st_size]
+
+
 def local_folder(folder: Path, names: Iterable[str]) -> Path:
     """A local folder with the named files of a folder, those of them that it has.
 

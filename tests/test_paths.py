@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import peft_jax as pj
-from peft_jax import paths, sharding, tree
+from peft_jax import convert, paths, sharding, tree
 from peft_jax.backbones import TINY, hugging_face, native
 from peft_jax.errors import InputError
 from peft_jax.tensor_files import open_tensors
@@ -107,6 +107,17 @@ def test_a_backbone_is_read_from_a_bucket(bucket, tmp_path, kind):
     assert found.vocabulary.read_bytes() == wanted.vocabulary.read_bytes()
     outline = pj.backbones.backbone_outline("gs://bucket/models/tiny")
     assert outline.vocabulary == found.vocabulary
+
+
+def test_a_backbone_is_converted_from_a_bucket(bucket, tmp_path):
+    in_bucket(bucket / "tiny", "hugging_face")
+    read, written = convert.convert("gs://bucket/tiny", tmp_path / "ours")
+    assert (read.files, read.size) == (
+        sum(file.is_file() for file in TINY.iterdir()),
+        sum(file.stat().st_size for file in TINY.iterdir()),
+    )
+    assert (written.format, written.parameters) == ("native", read.parameters)
+    assert native.read_backbone(tmp_path / "ours").vocabulary is not None
 
 
 def test_several_files_in_a_bucket(bucket):
