@@ -1,8 +1,9 @@
 """Everything: python -m benchmarks [options of benchmarks.peer]
 
-Writes benchmarks/results.json, the results beside it of qwix_lora, depth, devices and collectives,
+Writes benchmarks/results.json, the results beside it of qwix_lora, depth and devices,
 docs/benchmarks.md and docs/benchmarks.png. Leave the machine alone meanwhile. `bank`, `pipeline`,
-`minilm` and, where a GPU is, `gpu` are commands of their own.
+`minilm`, `plans` and, where a GPU is, `gpu` are commands of their own, whose results the page has
+too.
 """
 
 import subprocess
@@ -11,7 +12,7 @@ import sys
 from benchmarks import flops, peer, report
 
 # Each in a process of its own: they choose their devices before jax starts.
-APART = ("qwix_lora", "depth", "devices", "collectives")
+APART = ("qwix_lora", "depth", "devices")
 
 
 def main() -> None:

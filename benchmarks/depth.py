@@ -56,6 +56,7 @@ def measure(size: str, depths: tuple[int, ...], repeats: int) -> dict[str, Any]:
     return {
         "size": size,
         "machine": peer.machine(sorted(os.sched_getaffinity(0))),
+        "load": os.getloadavg()[0],
         "jax": jax.__version__,
         "seconds": seconds,
     }

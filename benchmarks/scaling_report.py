@@ -7,8 +7,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import collectives, depth, devices, gpu, qwix_lora
+from benchmarks import depth, devices, gpu, qwix_lora
 
+PLANS = Path(__file__).parent / "plans"
+AXES = ("data", "fsdp", "model")
 MIB = 2**20
 GIB = 2**30
 # Above this load, for four cores, the machine was busy with other work.
@@ -26,7 +28,7 @@ def section() -> str:
         _of(qwix_lora.RESULTS, against_qwix),
         _of(depth.RESULTS, compiling),
         _of(devices.RESULTS, forced_devices),
-        _of(collectives.RESULTS, exchanges),
+        exchanges(plans_of_training()),
         _of(gpu.RESULTS, on_gpu) or WITHOUT_GPU,
     ]
     return "\n".join(filter(None, parts))
@@ -65,7 +67,7 @@ module a layer, split into trained and frozen outside the step (its faster form)
 library's own encoder and train step. Losses of the first steps differ by {difference:.0e},
 relatively. `python -m benchmarks.qwix_lora`: rounds alternate between the two; *step* is qwix's
 processor time divided by ours, the median over rounds and its range, above 1 where ours needs
-less. *First step* is the time on the wall of the first call, tracing and compiling included.
+less. *First step* is the processor time of the first call, tracing and compiling included.
 qwix's side keeps everything for the backward pass, as ours does with `remat none`; the default,
 `dots`, keeps the products alone.
 
@@ -76,7 +78,7 @@ qwix's side keeps everything for the backward pass, as ours does with `remat non
 def against_qwix(results: dict[str, Any]) -> str:
     step = qwix_lora.ratios(results)
     wall = qwix_lora.ratios(results, "wall_seconds")
-    first = results["first_step_seconds"]
+    first = results["first_step_processor_seconds"]
     rows = []
     for name, label in SIDES.items():
         seconds = statistics.median(results["processor_seconds"][name])
@@ -173,43 +175,57 @@ def forced_devices(results: dict[str, Any]) -> str:
 EXCHANGES = """\
 ## What the chips of a pod exchange
 
-One T-Few train step of {backbone} with (IA)³ on {topology}, batch of {rows} inputs of 256 tokens
-with 4 choices of 16, remat {remat}: collectives of the program that the TPU compiler makes of the
-run's own step, with the trips of the loops that they stand in ({layers} layers). *MiB* are on each
-chip, of a whole step; *at once* are collectives that run beside the computation. `python -m
-benchmarks.collectives`; [plan.md](plan.md) has the estimates of the time. libtpu {libtpu}, jax
-{jax}; {date}. No TPU was used.
+One T-Few train step with (IA)³ on inputs of 256 tokens with 4 choices of 16: the collectives of the
+program that the TPU compiler makes of the run's own step on the mesh that a run there would choose,
+with the trips of the loops that they stand in. *MiB* are on each chip, of a whole step; *beside*
+are collectives that run while the chip computes. Compiled by `python -m benchmarks.plans`;
+[plan.md](plan.md) has the times. {versions}. No TPU was used.
 """
 
 
-def exchanges(results: dict[str, Any]) -> str:
-    rows = []
-    for mesh in results["meshes"]:
-        axes = " x ".join(f"{name} {n}" for name, n in mesh["axes"].items() if n > 1)
-        if not mesh["fits"]:
-            rows.append([axes, "does not fit", "", "", "", ""])
-            continue
-        for number, one in enumerate(mesh["estimate"]["exchanges"]):
+def plans_of_training() -> list[tuple[str, dict[str, Any]]]:
+    """(backbone and slice, what ``benchmarks.plans`` has written) of every train step."""
+    found = []
+    for path in sorted(PLANS.glob("*.train.json")):
+        preset, topology, *mesh = path.name.removesuffix(".train.json").split(".")
+        found.append((" ".join([preset, topology, *mesh]), json.loads(path.read_text())))
+    return found
+
+
+def exchanges(found: list[tuple[str, dict[str, Any]]]) -> str:
+    """A row for each kind of collective over groups of one size, of every program."""
+    rows, versions = [], {}
+    for name, held in found:
+        one, versions = held["plan"], held["versions"]
+        axes = " x ".join(f"{axis} {n}" for axis, n in zip(AXES, _axes(one["axes"]), strict=True))
+        label = f"{name}: {axes}, batch {_batch(one['shape'])}, remat {one['remat']}"
+        sent = one["estimate"]["exchanges"] if one["fits"] else []
+        if not sent:
+            rows.append([label, "none" if one["fits"] else "does not fit", "", "", "", ""])
+        for number, each in enumerate(sent):
             rows.append(
                 [
-                    "" if number else axes,
-                    one["kind"],
-                    f"{one['group']}",
-                    f"{one['count']:,}",
-                    f"{one['bytes'] / MIB:,.1f}",
-                    "yes" if one["overlapped"] else "no",
+                    "" if number else label,
+                    each["kind"],
+                    f"{each['group']}",
+                    f"{each['count']:,}",
+                    f"{each['bytes'] / MIB:,.1f}",
+                    "yes" if each["overlapped"] else "no",
                 ]
             )
-        if not mesh["estimate"]["exchanges"]:
-            rows.append([axes, "none", "", "", "", ""])
-    versions = results["versions"]
-    head = EXCHANGES.format(
-        **{k: results[k] for k in ("backbone", "topology", "rows", "remat", "date")},
-        layers="+".join(map(str, results["layers"])), jax=versions.get("jax", "?"),
-        libtpu=versions.get("libtpu", "?"),
-    )  # fmt: skip
-    header = ["mesh", "collective", "chips in a group", "times", "MiB", "at once"]
-    return head + "\n" + _table(header, rows) + "\n"
+    if not rows:
+        return ""
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    header = ["step", "collective", "chips in a group", "times", "MiB", "beside"]
+    return EXCHANGES.format(versions=told) + "\n" + _table(header, rows) + "\n"
+
+
+def _axes(axes: Any) -> list[int]:
+    return list(axes.values()) if isinstance(axes, dict) else list(axes)
+
+
+def _batch(shape: Any) -> int:
+    return shape["batch"] if isinstance(shape, dict) else shape[0]
 
 
 # ----------------------------------------------------------------------------------------- a GPU
