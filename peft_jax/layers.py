@@ -148,6 +148,28 @@ def linear(
     return y
 
 
+# The last axis of these counts a projection's outputs.
+_OF_OUTPUTS = ("kernel", "lora_b", "magnitude", "bias", "ia3")
+
+
+def split_linear(params: Params, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """:func:`linear` of x [B, S, in], or of M copies [M, B, S, in]: each makes its M-th of outputs.
+
+    Returns:
+      [B, S, out], of copies as of one.
+    """
+    if x.ndim == 3:
+        return linear(params, x, key)
+    parts, axes, copies = {}, {}, len(x)
+    for name, leaf in params.items():
+        parts[name], axes[name] = leaf, None
+        if name in _OF_OUTPUTS:
+            parts[name] = leaf.reshape(*leaf.shape[:-1], copies, leaf.shape[-1] // copies)
+            axes[name] = leaf.ndim - 1
+    y = jax.vmap(lambda p, copy: linear(p, copy, key), in_axes=(axes, 0))(parts, x)
+    return jnp.moveaxis(y, 0, 2).reshape(*y.shape[1:3], -1)
+
+
 def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows of a table [V, D], or of each input's own [B, V, D], for ids [N, T]: [N, T, D]."""
     if table.ndim == 2:

@@ -56,6 +56,7 @@ from peft_jax.architecture import (
 )
 from peft_jax.constraints import BATCH, constrain, ways
 from peft_jax.errors import InputError
+from peft_jax.quantization import is_quantized
 from peft_jax.soft_tokens import Placed, overwrite_prompt, place_soft_tokens, spread, take
 from peft_jax.stacks import Batch, PerTask, Tail, for_tasks, scan_layers, without_tails
 from peft_jax.tree import Params
@@ -381,13 +382,13 @@ def _keys_values(
     turn: rotary.Rotation | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Keys and values [B, H_kv, S, K] of an attention over x [B, S, D].
+    """Keys and values [B, H_kv, S, K] of an attention over x [B, S, D] (or [M, B, S, D]: copies).
 
     Heads come before positions, as the products of ``layers.attend`` read them: keys and values
     that are kept (a cache, an input's cross-attention) are not transposed again at every step.
     """
-    k = layers.linear(params["key"], x, layers.site_key(key, 0))
-    v = layers.linear(params["value"], x, layers.site_key(key, 1))
+    k = layers.split_linear(params["key"], x, layers.site_key(key, 0))
+    v = layers.split_linear(params["value"], x, layers.site_key(key, 1))
     k, v = (_by_heads(each, config.kv_heads) for each in (k, v))
     k = _norm_and_turn(config, params.get("key_norm"), k, turn)
     return k.swapaxes(-2, -3), v.swapaxes(-2, -3)
@@ -722,6 +723,8 @@ def _run_decoder(
     if context is not None:
         encoded, cross = context.encoded, context.cross
         prompt = context.prompt and context.prompt[:2]
+    if encoded is not None and cross is None:
+        encoded = encoded._replace(hidden=_copies(config, params, encoded.hidden))
 
     def layer(x, xs):
         p, k, shared, read, local = xs
@@ -886,6 +889,20 @@ def _ends_of_inputs(both_ways: jax.Array | None) -> jax.Array | None:
     if both_ways is None:
         return None
     return both_ways.shape[1] - 1 - jnp.argmax(both_ways[:, ::-1].astype(bool), axis=1)
+
+
+def _copies(config: Config, params: Params, hidden: jax.Array) -> jax.Array:
+    """The encoder's result [B, S, D] as [M, B, S, D], a copy for each part of "model".
+
+    A part makes the keys of its heads from its own copy, whose gradients all layers of the decoder
+    add up where they are; one exchange sums them in the end, and not one in each layer.
+    """
+    parts = ways("model")
+    kernel = params["decoder"]["layers"]["cross_attention"]["key"]["kernel"]
+    if parts == 1 or config.kv_heads % parts or is_quantized(kernel):
+        return hidden
+    copies = jnp.broadcast_to(hidden[None], (parts, *hidden.shape))
+    return constrain(copies, "model", BATCH, None, None)
 
 
 def _cross_attention(config, params, x, encoded, shared, bias, key) -> jax.Array:

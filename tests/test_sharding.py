@@ -252,6 +252,9 @@ def test_layers_gather_their_own_weights_and_nobody_gathers_activations(mesh, re
     summed = [e for e in inside if e.kind == "all-reduce" and set(e.shapes) & states]
     assert len(summed) == (2 * (2 + 3) if model > 1 else 0)
     assert {e.kind for e in inside} <= {"all-gather", "all-reduce"}
+    # What the decoder's layers add to the gradient of the encoder's result is summed once, behind
+    # them: none exchanges it beside its own.
+    assert not [e for e in inside if states <= set(e.shapes)]
 
 
 def test_logits_are_never_whole():
