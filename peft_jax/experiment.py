@@ -433,12 +433,42 @@ def run(
         console.print(note, markup=False, soft_wrap=True)
     training = set_up(config, backbone, train_examples, mesh)
     check_method(training.method, backbone, test_examples)
+    if distributed.is_main() and (needs := _needs(training)):
+        console.print(needs, markup=False, soft_wrap=True)
     with distributed.agreed():
         _open_folder(config, output, overwrite)
     training.tracer = Tracer(profile)
     made = _Run(output, training, test_examples, console)
     made.compiled = compiled
     return made.go(resume)
+
+
+# Of a backbone of fewer bytes nobody asks whether it fits.
+_SMALL = 2**28
+
+
+def _needs(training: Training) -> str:
+    """One line on the memory of a device, before anything is compiled; empty for a small model."""
+    from peft_jax import costs, programs
+
+    if tree.size_in_bytes(training.backbone.params) < _SMALL:
+        return ""
+    config, axes = training.config, sharding.Axes(**training.mesh.shape)
+    parts = parts_of(training.examples)
+    ranked = [part for part in parts if isinstance(part, ChoiceExamples)]
+    shape = programs.BatchShape(
+        batch=config.training.batch_size,
+        input_length=max(part.input_length for part in parts),
+        choices=max((part.choices.shape[1] for part in ranked), default=0),
+        choice_length=max((part.choices.shape[2] for part in ranked), default=0),
+        target_length=max(
+            (part.lengths[1] for part in parts if isinstance(part, TextExamples)), default=0
+        ),
+    )
+    try:
+        return costs.summary(config, training.backbone, shape, axes)
+    except InputError:  # a method that no program can be made of without its examples
+        return ""
 
 
 def _check_labels(examples: Rows) -> None:
