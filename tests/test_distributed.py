@@ -257,13 +257,13 @@ def test_two_processes_make_the_run_of_one(place, alone, tmp_path):
             {"train": "train_texts", "test": "test_texts"},
         ),
         (2, 2, ("--training.accumulate", "2", "--mesh.model", "2"), {}),
+        (1, 8, ("--mesh.fsdp", "2", "--mesh.model", "2"), {}),
     ],
 )
 def test_processes_and_meshes_make_the_run_of_one(
     place, alone, tmp_path, count, devices, more, options
 ):
     output = tmp_path / "out"
-    mine = tuple(x for x in more if not x.startswith("--mesh"))
     kept = [i for i, x in enumerate(more) if x.startswith("--mesh")]
     mine = tuple(x for i, x in enumerate(more) if i not in kept and i - 1 not in kept)
     arguments = flags(place, output, *more, **options)
