@@ -112,6 +112,8 @@ class Config:
     """"relative" (T5's bias), "learned", or "rotary"."""
     relative_buckets: int = 32
     relative_max_distance: int = 128
+    relative_per_layer: bool = False
+    """Whether every layer has a relative bias of its own (umT5), or all of a stack share one."""
     max_positions: int = 0
     """Tokens that learned positions reach. Rotary ones have no limit: of them it is what a file
     promises, or 0."""
@@ -319,7 +321,10 @@ def _stack_spec(config: Config, depth: int, attentions: tuple[str, ...]) -> Para
     spec: Params = {}
     if config.positions == "relative":
         bias = Spec((config.relative_buckets, config.num_heads), d**-0.5)
-        spec["relative_bias"] = {"embedding": bias}
+        if config.relative_per_layer:
+            stack["relative_bias"] = {"embedding": Spec((depth, *bias.shape), bias.std)}
+        else:
+            spec["relative_bias"] = {"embedding": bias}
     if config.positions == "learned":
         rows = config.max_positions + config.position_offset
         spec["position_embedder"] = _embedding_spec(config, rows)

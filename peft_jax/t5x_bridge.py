@@ -32,12 +32,19 @@ from t5x import decoding, losses, metrics, models, optimizers, train_state, util
 
 from peft_jax import scoring, sharding, transformer, tree
 from peft_jax.adapter import load_adapter
-from peft_jax.backbones import TINY, Backbone, abstract_backbone, formats, load_backbone
+from peft_jax.backbones import (
+    TINY,
+    Backbone,
+    abstract_backbone,
+    formats,
+    load_backbone,
+    native,
+)
 from peft_jax.errors import InputError
 from peft_jax.methods import Method, merge
 from peft_jax.objectives import Objective
 from peft_jax.optimizers import OptimizerConfig, learning_rate_at, make_optimizer
-from peft_jax.tokenizer_files import vocabulary_in
+from peft_jax.paths import as_path
 from peft_jax.tree import Params
 
 FROZEN = "frozen"
@@ -342,12 +349,12 @@ def load_dtype(dtype: Any) -> Any:
 
 def _outline(source: Any, named: str | None, run: Mapping[str, Any]) -> Backbone:
     """The backbone without its weights, run as ``load_backbone`` would have it."""
-    folder = TINY if str(source) == "tiny" else Path(source)
+    folder = TINY if str(source) == "tiny" else as_path(source)
     accelerated = jax.default_backend() != "cpu"
     fields = {"activation_dtype": "bfloat16" if accelerated else "float32", **run}
     outline = abstract_backbone(formats.read_config(folder, named), name=folder.name)
     outline = outline.replace(**fields)
-    return dataclasses.replace(outline, vocabulary=vocabulary_in(folder))
+    return dataclasses.replace(outline, vocabulary=native.local_vocabulary(folder))
 
 
 def _vocabulary(outline: Backbone) -> Any:

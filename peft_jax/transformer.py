@@ -20,6 +20,7 @@ cross-attention. The same names serve all of them; what a family has beside thes
     encoder/type_embedder/embedding     [types, D]          BERT
     {encoder,decoder}/embedding_norm/{scale,bias}           BERT, BART
     .../{query,key,value,out,wi,wo}/bias                    BERT, GPT-2, BART; Qwen2's first three
+    {encoder,decoder}/layers/relative_bias/embedding [L, buckets, H]         umT5, in place of one
     .../{query_norm,key_norm}/scale     [L, K]              Qwen3, Gemma 3
     .../{self_attention,mlp}_post_norm/scale                Gemma 2 and 3
     head_transform/{kernel,bias}, head_norm/{scale,bias}, lm_head/bias       a masked-LM head
@@ -277,6 +278,39 @@ def _check_length(config: Config, params: Params, stack: str, length: int) -> No
         )
 
 
+class Distances(NamedTuple):
+    """How far keys are from queries, for the relative bias of a T5.
+
+    Attributes:
+      query, key: [T] and [S] int32 positions.
+      bidirectional: whether what is behind a query has buckets of its own.
+      longest: from which on all distances are one bucket.
+      rows: sequences, where each input has a table of its own.
+    """
+
+    query: jax.Array
+    key: jax.Array
+    bidirectional: bool
+    longest: int
+    rows: int
+
+    def bias(self, table: jax.Array) -> jax.Array:
+        """[1 or rows, H, T, S] float32 from a table [buckets, H], or [B, buckets, H] of B inputs.
+
+        Each input's own is repeated for all of its sequences.
+        """
+        bias = layers.relative_bias(
+            table,
+            self.query,
+            self.key,
+            bidirectional=self.bidirectional,
+            max_distance=self.longest,
+        )
+        if len(bias) > 1:
+            bias = jnp.repeat(bias, self.rows // len(bias), axis=0)
+        return constrain(bias, BATCH, "model", None, None)
+
+
 class View(NamedTuple):
     """What the queries of one stack see of the keys, for full and for windowed layers.
 
@@ -286,6 +320,7 @@ class View(NamedTuple):
       rotation, local_rotation: of the queries and of their own keys, where positions are rotary.
       prefix_bias: [B or 1, H, T, P], on a prefix that counts as places in front (a T5's relative
         bias); None: it has none.
+      distances: where every layer has a relative bias of its own, which ``bias`` lacks then.
     """
 
     bias: jax.Array
@@ -293,9 +328,20 @@ class View(NamedTuple):
     rotation: rotary.Rotation | None
     local_rotation: rotary.Rotation | None
     prefix_bias: jax.Array | None = None
+    distances: Distances | None = None
 
-    def of_layer(self, local: jax.Array | None) -> tuple[jax.Array, rotary.Rotation | None]:
-        """Bias and rotation of a layer; ``local`` is a traced bool, or None where all are alike."""
+    def of_layer(
+        self, params: Params, local: jax.Array | None = None
+    ) -> tuple[jax.Array, rotary.Rotation | None]:
+        """Bias and rotation of a layer.
+
+        Args:
+          params: the layer's, which hold its relative bias where it has one.
+          local: a traced bool, or None where all layers are alike.
+        """
+        if self.distances is not None:
+            own = self.distances.bias(params["relative_bias"]["embedding"])
+            return self.bias + own, self.rotation
         if local is None:
             return self.bias, self.rotation
         turn = self.rotation
@@ -329,18 +375,19 @@ def _view(
     """
     bias = layers.mask_bias(visible)
     local_bias = None
+    distances = None
     if config.positions == "relative":
-        relative = layers.relative_bias(
-            params[stack]["relative_bias"]["embedding"],
+        rows = max(len(positions), bias.shape[0] if bias.ndim else 1)
+        distances = Distances(
             positions[0],
             key_positions[0],
-            bidirectional=stack == "encoder",
-            max_distance=config.relative_max_distance,
+            stack == "encoder",
+            config.relative_max_distance,
+            rows,
         )
-        if len(relative) > 1:  # each input's own, for all of its sequences
-            rows = max(len(positions), bias.shape[0] if bias.ndim else 1)
-            relative = jnp.repeat(relative, rows // len(relative), axis=0)
-        bias = bias + constrain(relative, BATCH, "model", None, None)
+        if not config.relative_per_layer:
+            bias = bias + distances.bias(params[stack]["relative_bias"]["embedding"])
+            distances = None
     if stack == "decoder" and config.local_layers and config.window is not None:
         distance = positions[:, None, :, None] - key_positions[:, None, None, :]
         near = layers.mask_bias(visible & (distance < config.window))
@@ -355,7 +402,8 @@ def _view(
             local_turn = rotary.rotation(config.local_rope, config.d_kv, positions)
             if len(config.local_layers) == config.decoder_layers:
                 turn = local_turn
-    return View(bias, local_bias, turn, local_turn, _prefix_bias(config, params, stack, positions))
+    prefix_bias = _prefix_bias(config, params, stack, positions)
+    return View(bias, local_bias, turn, local_turn, prefix_bias, distances)
 
 
 def _prefix_bias(
@@ -364,6 +412,11 @@ def _prefix_bias(
     places = params[stack].get("prefix_places")
     if places is None or config.positions != "relative":
         return None
+    if config.relative_per_layer:
+        raise InputError(
+            "a prefix that counts as places in front needs the relative bias that all layers "
+            "share; this model has one for each layer"
+        )
     # Distances alone count: the prefix ends in front of position 0.
     bias = layers.relative_bias(
         params[stack]["relative_bias"]["embedding"],
@@ -548,7 +601,7 @@ def encode(
         def attention(y):
             nonlocal own
             own = _keys_values(config, p["attention"], y, view.rotation, layers.site_key(k, 0))
-            parts = [layers.Keys(own[0], own[1], view.bias)]
+            parts = [layers.Keys(own[0], own[1], view.of_layer(p)[0])]
             parts += _prefix(config, p["attention"], y, view.prefix_bias)
             return _attention(
                 config, p["attention"], y, parts, view.rotation, layers.site_key(k, 1)
@@ -729,7 +782,7 @@ def _run_decoder(
     def layer(x, xs):
         p, k, shared, read, local = xs
         x = overwrite_prompt(p, x)
-        bias, turn = view.of_layer(local)
+        bias, turn = view.of_layer(p, local)
         own = None
 
         def self_attention(y):
@@ -737,7 +790,7 @@ def _run_decoder(
             own = _keys_values(config, p["self_attention"], y, turn, layers.site_key(k, 0))
             parts = [layers.Keys(own[0], own[1], bias)]
             if read is not None and prompt_view is not None:
-                parts.append(layers.Keys(read[0], read[1], prompt_view.of_layer(local)[0]))
+                parts.append(layers.Keys(read[0], read[1], prompt_view.of_layer(p, local)[0]))
             parts += _prefix(config, p["self_attention"], y, view.prefix_bias)
             return _attention(config, p["self_attention"], y, parts, turn, layers.site_key(k, 1))
 
@@ -806,10 +859,12 @@ def decode(
 def _own_places(params: Params, tokens: jax.Array) -> jax.Array:
     """[N or 1, P + T] bool: which places of a decoder's soft prompt and its tokens are seen."""
     own = params["decoder"]
+    stack = own["layers"]
     of_tasks = (
         "prompt_mask" in own
-        or "prefix_mask" in own["layers"]["self_attention"]
+        or "prefix_mask" in stack["self_attention"]
         or ("relative_bias" in own and own["relative_bias"]["embedding"].ndim == 3)
+        or ("relative_bias" in stack and stack["relative_bias"]["embedding"].ndim == 4)
     )
     rows = len(tokens) if of_tasks else 1
     return _with_prompt(params, "decoder", jnp.ones((rows, tokens.shape[1]), bool))
@@ -997,7 +1052,7 @@ def decode_step(
         x, cache = carry
         p, shared, read, local, index = xs
         x = overwrite_prompt(p, x)
-        bias, turn = view.of_layer(local)
+        bias, turn = view.of_layer(p, local)
 
         def self_attention(y):
             nonlocal cache
@@ -1011,7 +1066,7 @@ def decode_step(
             cached = [jax.lax.dynamic_index_in_dim(c, index, keepdims=False) for c in cache]
             parts = [layers.Keys(cached[0], cached[1], bias)]
             if read is not None and prompt_view is not None:
-                parts.append(layers.Keys(read[0], read[1], prompt_view.of_layer(local)[0]))
+                parts.append(layers.Keys(read[0], read[1], prompt_view.of_layer(p, local)[0]))
             parts += _prefix(config, p["self_attention"], y, view.prefix_bias)
             return _attention(config, p["self_attention"], y, parts, turn, None)
 

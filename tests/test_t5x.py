@@ -243,7 +243,11 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize("config", WRITTEN.values(), ids=WRITTEN)
+# What only T5X's own formats can hold.
+LAYER_BIASES = dataclasses.replace(WRITTEN["v1_1"], relative_per_layer=True)
+
+
+@pytest.mark.parametrize("config", [*WRITTEN.values(), LAYER_BIASES], ids=[*WRITTEN, "umt5"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("scanned", [False, True])
 def test_what_is_written_is_read_back(tmp_path, config, dtype, scanned):
@@ -341,15 +345,25 @@ def test_a_wrong_tensor_is_named(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize("layout", ["layers with a bias each", "scanned scalable_t5"])
-def test_biases_that_differ_between_layers_are_refused(tmp_path, layout):
+def test_biases_that_differ_between_layers_are_read_as_such(tmp_path, layout):
     tensors = LAYOUTS[layout](tensors_of("v1_1"), 3)
     for name in tensors:
         if name.startswith("decoder/") and "relpos_bias" in name and "layers_0" not in name:
             tensors[name] = tensors[name].copy()
             tensors[name][0, -1] += 1
     folder = with_gin(make_t5x.write_native(tmp_path / "umt5", tensors, 0, {}), "v1_1")
-    with pytest.raises(InputError, match=r"rel_embedding differs between the layers, as in umT5"):
-        t5x.read_backbone(folder)
+    backbone = t5x.read_backbone(folder)
+    assert backbone.config.relative_per_layer
+    for stack in ("encoder", "decoder"):
+        assert "relative_bias" not in backbone.params[stack]
+        found = backbone.params[stack]["layers"]["relative_bias"]["embedding"]
+        for layer, table in enumerate(found):
+            name = f"{stack}/layers_{layer}/relpos_bias/rel_embedding"
+            if name in tensors:
+                np.testing.assert_array_equal(table, tensors[name].T)
+            else:
+                held = tensors[f"{stack}/{stack}/relpos_bias/rel_embedding"]
+                np.testing.assert_array_equal(table, held[:, layer].T)
 
 
 def without_array(folder):
@@ -490,17 +504,19 @@ def test_what_t5x_wrote_gives_what_t5x_computed(shared_data, kind):
 
 
 def test_what_t5x_wrote_of_a_scanned_network(shared_data, tmp_path):
-    """Its layers have biases of their own, which is refused; all else is read."""
+    """Every value, a relative bias of each layer among them; and the same ones written back."""
     folder = shared_data / "oracles" / "t5x_tiny" / "scalable_t5x" / "checkpoint_0"
-    with pytest.raises(InputError, match="differs between the layers, as in umT5"):
-        pj.load_backbone(folder, config="t5_v1_1_base")
     tensors = {name: tensor.read() for name, tensor in t5x_files.open_checkpoint(folder).items()}
-    for name, array in tensors.items():
-        if "relpos_bias" in name:
-            tensors[name] = np.repeat(array[:, :1], array.shape[1], axis=1)
-    again = make_t5x.write_native(tmp_path / "checkpoint_0", tensors, 0, {})
-    backbone = pj.load_backbone(again, config="t5_v1_1_base")
+    backbone = pj.load_backbone(folder, config="t5_v1_1_base")
     kernel = backbone.params["decoder"]["layers"]["cross_attention"]["out"]["kernel"]
     held = tensors["decoder/decoder/encoder_decoder_attention/out/kernel"]  # [H, L, K, D]
     for layer in range(3):
         np.testing.assert_array_equal(kernel[layer], held[:, layer].reshape(16, 16))
+    for orbax in (False, True):
+        place = tmp_path / f"checkpoint_{int(orbax)}"
+        t5x.write_backbone(place, backbone, scanned=True, orbax=orbax)
+        again = t5x_files.open_checkpoint(place)
+        assert again.keys() == tensors.keys()
+        for name, array in tensors.items():
+            np.testing.assert_array_equal(again[name].read(), array, err_msg=name)
+        assert t5x.read_config(place).relative_per_layer

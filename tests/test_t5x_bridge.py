@@ -1,5 +1,10 @@
 """The bridge to T5X, run by T5X itself: skipped where T5X cannot be imported (docs/t5x.md)."""
 
+import json
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -322,6 +327,41 @@ def test_scores_are_those_of_t5x(folder, backbone, own_model):
         np.testing.assert_allclose(array, wanted["decoder"][name][0], rtol=1e-4, atol=1e-5)
 
 
+def test_scores_of_a_scanned_network_are_those_of_t5x(shared_data):
+    """Its layers have a relative bias each, as umT5's."""
+    scalable = of_t5x("t5x.examples.scalable_t5.network")
+    folder = shared_data / "oracles" / "t5x_tiny" / "scalable_t5x" / "checkpoint_0"
+    backbone = pj.load_backbone(folder, config="t5_v1_1_base", dropout=0.0)
+    sizes = backbone.config
+    config = scalable.T5Config(
+        vocab_size=sizes.vocab_size,
+        emb_dim=sizes.d_model,
+        num_heads=sizes.num_heads,
+        num_encoder_layers=sizes.encoder_layers,
+        num_decoder_layers=sizes.decoder_layers,
+        head_dim=sizes.d_kv,
+        mlp_dim=sizes.d_ff,
+        mlp_activations=("gelu", "linear"),
+        dropout_rate=0.0,
+        dtype="float32",
+        scan_layers=True,
+    )
+    own = models.EncoderDecoderModel(
+        scalable.Transformer(config), Vocabulary(), Vocabulary(), optimizer_def=None
+    )
+    found = t5x_files.open_checkpoint(folder)
+    params = tree.unflatten({path: tensor.read() for path, tensor in found.items()})
+    batch = batch_of()
+    wanted = own.score_batch(params, batch)
+    log_probs = jax.nn.log_softmax(backbone.logits(backbone.params, batch))
+    of_targets = jnp.take_along_axis(log_probs, batch["decoder_target_tokens"][..., None], -1)
+    scores = (of_targets[..., 0] * batch["decoder_loss_weights"]).sum(1)
+    np.testing.assert_allclose(scores, wanted, rtol=1e-5, atol=1e-5)
+    texts = own.predict_batch(params, batch)
+    ours = generate(backbone, backbone.params, batch, Decoding(max_length=6)).tokens[:, 0]
+    np.testing.assert_array_equal(texts, ours)
+
+
 def test_beam_search_writes_what_t5x_writes(folder, backbone, own_model):
     make, params = own_model
     stored, mutables = identity(backbone)
@@ -431,6 +471,27 @@ def test_a_checkpoint_holds_the_adapter_alone_and_is_gone_on_from(
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize("orbax", [False, True])
+def test_t5x_restores_what_we_write(backbone, own_model, tmp_path, orbax):
+    make, params = own_model
+    folder = t5x_backbone.write_backbone(tmp_path / "checkpoint_5", backbone, orbax=orbax, step=5)
+    model, partitioner = make(), partitioner_of(1)  # T5X itself splits no vocabulary of 57
+    shapes = {name: array.shape for name, array in batch_of().items()}
+    initializer = utils.TrainStateInitializer(
+        None, model.get_initial_variables, shapes, partitioner
+    )
+    kind = "orbax" if orbax else "native"
+    state = manager_of(kind, initializer, partitioner, tmp_path).restore(path=str(folder))
+    assert int(state.step) == 5
+    assert_close(state.params, params, rtol=0)
+    found = model.score_batch(state.params, batch_of())
+    ours = model_of(folder, ia3())
+    stored, mutables = identity(backbone)
+    np.testing.assert_allclose(
+        found, ours.score_batch(stored, batch_of(), flax_mutables=mutables), rtol=1e-5, atol=1e-5
+    )
+
+
 def test_training_may_start_from_an_adapter_file(folder, backbone, tmp_path):
     stored = lora(rank=2).init(jax.random.key(7), backbone)
     path = pj.save_adapter(tmp_path, stored, lora(rank=2), backbone)
@@ -464,3 +525,63 @@ def test_what_cannot_be_split_is_said(folder):
 def test_a_model_without_an_encoder_is_refused():
     with pytest.raises(InputError, match="is a gpt2, which has no encoder and decoder"):
         model_of(oracle.GOLDEN / "decoders" / "gpt2", ia3())
+
+
+# --------------------------------------------------------------------------------------- for real
+
+
+def run_t5x(tmp_path, script, config, *given):
+    """``python -m t5x.<script>`` with our gin files, on an embedded task and the tiny backbone."""
+    gin = "peft_jax/configs/t5x"
+    lengths = "{'inputs': 128, 'targets': 8}"
+    command = [sys.executable, "-m", f"t5x.{script}", f"--gin_file={gin}/{config}.gin"]
+    command += [f"--gin_file={gin}/ia3.gin", '--gin.BACKBONE="tiny"', f"--gin.TASK={TASK!r}"]
+    command += [f"--gin.TASK_FEATURE_LENGTHS={lengths}", *given]
+    # One device, as T5X's mesh of CPUs would split the model over all of them.
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+TASK = "embedded_complaint"
+
+
+@pytest.mark.slow
+def test_t5x_trains_goes_on_and_scores(tmp_path):
+    """train.py for 4 steps, again up to 6, and infer.py's scores against our own."""
+    import seqio
+
+    from peft_jax.tasks.converters import EncDecFeatureConverter
+
+    place = tmp_path / "model"
+    options = [f'--gin.MODEL_DIR="{place}"', "--gin.EVAL_STEPS=1", "--gin.BATCH_SIZE=8"]
+    options += ["--gin.EVAL_PERIOD=2", "--gin.utils.SaveCheckpointConfig.period=2"]
+    options += ["--gin.EVALUATOR_NUM_EXAMPLES=8"]
+    for steps in (4, 6):
+        run_t5x(tmp_path, "train", "finetune", *options, f"--gin.TRAIN_STEPS={steps}")
+    steps = {int(each.name.removeprefix("checkpoint_")) for each in place.glob("checkpoint_*")}
+    assert {0, 2, 4, 6} <= steps
+    saved = place / "checkpoint_6"
+    out = tmp_path / "scores"
+    given = [f'--gin.INFER_OUTPUT_DIR="{out}"', f'--gin.CHECKPOINT_PATH="{saved}"']
+    run_t5x(tmp_path, "infer", "infer", *given, '--gin.infer.mode="score"')
+    lines = next(out.glob("*score.jsonl*-of-00001")).read_text().splitlines()[:32]
+    scores = [json.loads(line)["score"] for line in lines]
+    backbone = pj.load_backbone("tiny", dropout=0.0)
+    params = merge(backbone.params, ia3().bind(load_t5x(saved, backbone, ia3())))
+    name = bridge.task(TASK, "tiny")
+    rows = seqio.get_dataset(
+        name,
+        {"inputs": 128, "targets": 8},
+        EncDecFeatureConverter(pack=False),
+        "validation",
+        shuffle=False,
+        num_epochs=1,
+    )
+    batch = next(rows.batch(32).as_numpy_iterator())
+    log_probs = jax.nn.log_softmax(backbone.logits(params, batch))
+    of_targets = jnp.take_along_axis(log_probs, batch["decoder_target_tokens"][..., None], -1)
+    wanted = (of_targets[..., 0] * batch["decoder_loss_weights"]).sum(1)
+    np.testing.assert_allclose(scores, wanted, rtol=1e-5, atol=1e-5)

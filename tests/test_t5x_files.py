@@ -1,5 +1,6 @@
 """The files of T5X's checkpoints: versions, forms, parts of arrays, and buckets."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import msgpack
 import numpy as np
 import pytest
 
+import peft_jax as pj
 from peft_jax import tree
 from peft_jax.backbones import t5x, t5x_files
 from peft_jax.errors import InputError
@@ -208,14 +210,19 @@ def bucket(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow  # TensorStore looks for credentials for some seconds
-def test_a_checkpoint_in_a_bucket(bucket):
+def test_a_checkpoint_in_a_bucket(bucket, tmp_path, monkeypatch):
     place = "gs://models/t5/checkpoint_5"
-    written = t5x.write_backbone(place, BACKBONE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "spiece.model").write_bytes(b"a vocabulary")
+    told = dataclasses.replace(BACKBONE, vocabulary=tmp_path / "spiece.model")
+    written = t5x.write_backbone(place, told)
     assert str(written) == place
     assert (bucket / "t5" / "checkpoint_5" / "checkpoint").is_file()
     again = t5x.read_backbone(place)
     assert again.config == BACKBONE.config
+    assert again.vocabulary.read_bytes() == b"a vocabulary"
     assert_same(again, BACKBONE)
+    assert_same(pj.load_backbone(place), BACKBONE)
     # The folder is the same as a local one, so that it may be copied either way.
     assert_same(t5x.read_backbone(bucket / "t5" / "checkpoint_5"), BACKBONE)
     with pytest.raises(InputError, match="exists and is not empty"):

@@ -227,6 +227,8 @@ def config_to_hugging_face(config: Config) -> dict[str, Any]:
     """The ``config.json`` from which transformers, of version 4 or 5, rebuilds the same model."""
     if config.gated and config.activation == "gelu":
         raise InputError("config.json cannot say a gated feed-forward with the exact gelu")
+    if config.relative_per_layer:
+        raise InputError(f"a {config.family} of transformers has no relative bias for each layer")
     tanh = "gelu" if config.gated else "gelu_new"
     activation = tanh if config.activation == "gelu_tanh" else config.activation
     rate = config.classifier_dropout

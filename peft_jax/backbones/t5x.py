@@ -7,8 +7,8 @@ second; the third is the first or the second with all layers in one array::
     scalable_t5      encoder/layers_0/attention/query/kernel   [D, H, K]     relpos_bias per layer
     scanned          encoder/encoder/attention/query/kernel    [D, L, (H, K)]     likewise
 
-Our transformer shares the relative bias among a stack's layers: a table per layer is read where all
-are equal, and written as copies.
+Tables of a relative bias per layer that are all equal are read as one that the layers share, and
+such a one is written as copies.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from peft_jax.backbones.names import Rule
 from peft_jax.backbones.native import TOKENIZER_FILES, copy_vocabulary
 from peft_jax.backbones.t5x_config import GIN_FILES, find_config, gin_text
 from peft_jax.backbones.t5x_files import (
-    checkpoint_path,
     new_folder,
     open_checkpoint,
     write_checkpoint,
     write_orbax,
 )
 from peft_jax.errors import InputError
+from peft_jax.paths import as_path, is_remote, local_folder
 from peft_jax.tensor_files import Index, StoredTensor, aligned_empty
 from peft_jax.transformer import Config
 
@@ -88,7 +88,8 @@ def t5x_rules(config: Config, layout: Layout = UNSCANNED) -> list[Rule]:
     for stack, attentions in _ATTENTIONS.items():
         ours, theirs = f"{stack}/layers", f"{stack}/layers_{{layer}}"
         bias = f"{theirs if layout.bias_per_layer else stack}/relpos_bias/rel_embedding"
-        rules.append(Rule(f"{stack}/relative_bias/embedding", bias, transpose=True))
+        owner = ours if config.relative_per_layer else stack
+        rules.append(Rule(f"{owner}/relative_bias/embedding", bias, transpose=True))
         for name, (attention, norm) in attentions.items():
             rules.append(Rule(f"{ours}/{name}_norm/scale", f"{theirs}/{norm}/scale"))
             for part in ("query", "key", "value", "out"):
@@ -169,29 +170,27 @@ def open_backbone(path: str | Path, named: str | None = None) -> StoredBackbone:
     Raises:
       InputError: as :func:`read_backbone`.
     """
-    path = checkpoint_path(path)
+    path = as_path(path)
     tensors = open_checkpoint(path)
     sizes, layout = _sizes(path, tensors)
     config = find_config(path, sizes, named)
     rules = t5x_rules(config, layout)
     _check_tensors(path, config, rules, layout, tensors)
-    leaves = {rule.ours: _leaf(path, config, rule, layout, tensors) for rule in rules}
+    leaves = {rule.ours: _leaf(config, rule, layout, tensors) for rule in rules}
     return StoredBackbone(leaves, config, path.name, _vocabulary(path))
 
 
 def _vocabulary(path: Path) -> Path | None:
-    """The vocabulary beside a checkpoint; none in a bucket, from which no tokenizer reads."""
-    if not isinstance(path, Path):
-        return None
-    beside = path if path.is_dir() else path.parent
-    vocabularies = (beside / name for name in TOKENIZER_FILES if name.endswith(".model"))
-    found = next(filter(Path.is_file, vocabularies), None)
+    """The vocabulary beside a checkpoint; of one in a bucket a local copy."""
+    names = [name for name in TOKENIZER_FILES if name.endswith(".model")]
+    beside = local_folder(path if path.is_dir() else path.parent, names)
+    found = next((beside / name for name in names if (beside / name).is_file()), None)
     return found and found.resolve()
 
 
 def read_config(path: str | Path, named: str | None = None) -> Config:
     """The configuration of a checkpoint, without its arrays; see :func:`read_backbone`."""
-    path = checkpoint_path(path)
+    path = as_path(path)
     sizes, _ = _sizes(path, open_checkpoint(path))
     return find_config(path, sizes, named)
 
@@ -225,14 +224,14 @@ def _tensor(path: Path, tensors: Tensors, name: str) -> StoredTensor:
     return tensors[name]
 
 
-def _leaf(path: Path, config: Config, rule: Rule, layout: Layout, tensors: Tensors) -> StoredTensor:
+def _leaf(config: Config, rule: Rule, layout: Layout, tensors: Tensors) -> StoredTensor:
     """One leaf of our tree: T5X's tensors of a row, their heads joined and their layers stacked."""
     shape = _specs(config)[rule.ours].shape
     names = _names(config, rule, layout)
     sources = [tensors[name] for name in names]
-    read = functools.partial(_read_leaf, path, config, rule, layout, tensors)
-    if "/layers/" not in rule.ours:
-        # The relative bias is small, and its layers are compared.
+    read = functools.partial(_read_leaf, config, rule, layout, tensors)
+    if "/layers/" not in rule.ours or rule.transpose:
+        # A relative bias is small: it is read whole.
         plain = not rule.transpose and len(sources) == 1
         part = sources[0].part if plain else None
         return StoredTensor(shape, sources[0].dtype, read, part=part)
@@ -272,9 +271,7 @@ def _whole_heads(box: Index, axis: int, width: int) -> tuple[Index, Index]:
     return there, (*(slice(None),) * axis, slice(start, stop))
 
 
-def _read_leaf(
-    path: Path, config: Config, rule: Rule, layout: Layout, tensors: Tensors
-) -> np.ndarray:
+def _read_leaf(config: Config, rule: Rule, layout: Layout, tensors: Tensors) -> np.ndarray:
     """A whole leaf of our tree, its layers stacked on axis 0 as they are read."""
     spec = _specs(config)[rule.ours]
     names = _names(config, rule, layout)
@@ -284,13 +281,8 @@ def _read_leaf(
         array = array.T if rule.transpose else array
         if stacked:
             out[layer] = array.reshape(spec.shape[1:])
-        elif layer == 0:
+        else:  # one array, or equal ones
             out[...] = array
-        elif not np.array_equal(out, array.astype(out.dtype)):
-            raise InputError(
-                f"{path}: {names[-1]} differs between the layers, as in umT5; this transformer "
-                "has one relative bias for all layers of a stack"
-            )
     return out
 
 
@@ -348,8 +340,20 @@ def _sizes(path: Path, tensors: Tensors) -> tuple[dict[str, Any], Layout]:
         "gated": gated,
         "tied_head": "decoder/logits_dense/kernel" not in tensors,
         "relative_buckets": buckets,
+        "relative_per_layer": per_layer and not _biases_agree(tensors, scanned),
     }
     return sizes, Layout(scanned, len(query) == 3 + layers, per_layer)
+
+
+def _biases_agree(tensors: Tensors, scanned: bool) -> bool:
+    """Whether all layers of a stack have the same relative bias."""
+    found: dict[str, list[np.ndarray]] = {}
+    for name, tensor in tensors.items():
+        if name.endswith("/relpos_bias/rel_embedding"):
+            array = tensor.read()
+            arrays = np.moveaxis(array, 1, 0) if scanned else [array]
+            found.setdefault(name.partition("/")[0], []).extend(arrays)
+    return all(np.array_equal(first, one) for first, *more in found.values() for one in more)
 
 
 # --------------------------------------------------------------------------------------------
@@ -384,6 +388,8 @@ def write_backbone(
     """
     config = backbone.config
     layout = SCANNED if scanned else UNSCANNED
+    if config.relative_per_layer and not scanned:
+        layout = Layout(split_heads=True, bias_per_layer=True)
     gin = gin_text(config, scanned)
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     last: dict[str, str] = {}
@@ -400,11 +406,11 @@ def write_backbone(
         (new / GIN_FILES[0]).write_text(gin)
         _copy_vocabulary(backbone.vocabulary, new)
         write(new, tensors, step, lambda name: on_leaf(last[name]) if name in last else None)
-    return checkpoint_path(folder)
+    return as_path(folder)
 
 
 def _copy_vocabulary(vocabulary: Path | None, folder: Path) -> None:
-    if isinstance(folder, Path):
+    if not is_remote(folder):
         copy_vocabulary(vocabulary, folder)
         return
     with tempfile.TemporaryDirectory() as place:
@@ -425,6 +431,7 @@ def _their_array(
         if rule.stacked and layout.scanned:
             array = np.stack([array] * depth, axis=1)
         return np.ascontiguousarray(array)
+    array = array.swapaxes(1, 2) if rule.transpose else array
     if rule.stacked and layout.scanned:
         return np.ascontiguousarray(np.moveaxis(array.reshape(depth, *shape), 0, 1))
     return np.ascontiguousarray(array[0 if layer is None else layer].reshape(shape))

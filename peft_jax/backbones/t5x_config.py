@@ -18,6 +18,7 @@ from peft_jax.backbones import t5
 from peft_jax.backbones.base import RUN_FIELDS
 from peft_jax.backbones.gin_files import read_gin
 from peft_jax.errors import InputError
+from peft_jax.paths import is_remote
 from peft_jax.transformer import Config
 
 GIN_FILES = ("model_config.gin", "config.gin")
@@ -84,8 +85,7 @@ def find_config(path: Path, sizes: Mapping[str, Any], named: str | None = None) 
 def _find_gin(path: Path) -> Path | None:
     folders = [path if path.is_dir() else path.parent]
     if re.fullmatch(r"checkpoint_\d+", path.name):
-        local = isinstance(path, Path)
-        folders.append((path.absolute() if local else path).parent)  # T5X's model_dir
+        folders.append((path if is_remote(path) else path.absolute()).parent)  # T5X's model_dir
     files = (folder / name for folder in folders for name in GIN_FILES)
     return next((file for file in files if file.is_file()), None)
 
@@ -166,13 +166,15 @@ def gin_text(config: Config, scanned: bool) -> str:
             f"{', '.join(_TO_FLAX)}"
         )
     told = {field: getattr(config, field) for field in (*SIZES, "activation", "dropout")}
+    told["relative_per_layer"] = config.relative_per_layer  # the arrays tell it
+    scalable = scanned or config.relative_per_layer
     activations = (_TO_FLAX[config.activation], *(("linear",) if config.gated else ()))
     lines = [f"{_ACTIVATIONS[0]} = {activations}"]
     lines += [f"{names[0]} = {told[f]!r}" for f, names in _NAMES.items() if f in told]
-    if scanned:
-        lines.append("T5Config.scan_layers = True")
+    if scalable:
+        lines.append(f"T5Config.scan_layers = {scanned}")
     own = [f"network.{line}" for line in lines if line.startswith("T5Config.")]
-    imports = [f"from t5x.examples.{'scalable_t5' if scanned else 't5'} import network"]
+    imports = [f"from t5x.examples.{'scalable_t5' if scalable else 't5'} import network"]
     if (config.relative_buckets, config.relative_max_distance) != (32, 128):
         # T5X's networks have these numbers in their code; Flaxformer's take them from gin.
         told["relative_max_distance"] = config.relative_max_distance

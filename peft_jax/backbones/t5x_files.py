@@ -28,6 +28,7 @@ import numpy as np
 from peft_jax import tree
 from peft_jax.errors import InputError
 from peft_jax.files import replace_folder
+from peft_jax.paths import as_path, is_remote
 from peft_jax.tensor_files import Index, StoredTensor
 
 INDEX = "checkpoint"
@@ -44,15 +45,6 @@ _CHUNK = 64 * 2**20
 # --------------------------------------------------------------------------------------------
 # Reading
 # --------------------------------------------------------------------------------------------
-def checkpoint_path(path: str | Path) -> Path:
-    """The path of a checkpoint; one in a bucket ("gs://...") is an ``etils.epath.Path``."""
-    if "://" not in str(path):
-        return Path(path)
-    from etils import epath
-
-    return epath.Path(path)
-
-
 def is_t5x(path: Path) -> bool:
     """Whether a folder holds one of the formats, or a file is a checkpoint without arrays."""
     if path.is_file():
@@ -85,7 +77,7 @@ def open_checkpoint(
     Raises:
       InputError: no checkpoint is there, or an array that it names is missing or not whole.
     """
-    path = checkpoint_path(path)
+    path = as_path(path)
     if path.is_file():
         return _from_index(path, path.parent, root, required)
     folder = path if _holds_arrays(path) else path / STATE
@@ -203,7 +195,7 @@ def _folder_store(folder: Path) -> dict[str, Any]:
     bucket = re.fullmatch(r"gs://([^/]+)/(.*?)/?", str(folder))
     if bucket:
         return {"driver": "gcs", "bucket": bucket[1], "path": f"{bucket[2]}/"}
-    if "://" in str(folder):
+    if is_remote(folder):
         raise InputError(f"{folder}: checkpoints of T5X are read from local folders and gs://")
     return {"driver": "file", "path": f"{folder.resolve()}/"}
 
@@ -269,8 +261,8 @@ def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
       InputError: as ``files.replace_folder``.
     """
-    path = checkpoint_path(folder)
-    if isinstance(path, Path):
+    path = as_path(folder)
+    if not is_remote(path):
         with replace_folder(path, overwrite) as new:
             yield new
         return
@@ -280,7 +272,7 @@ def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
             raise InputError(
                 f"{path} exists and is not empty; give another place, or overwrite it (--overwrite)"
             )
-        path.rmtree()
+        path.rmtree()  # type: ignore[attr-defined]  # of epath
     path.mkdir(parents=True, exist_ok=True)
     yield path
 
@@ -341,7 +333,7 @@ def write_orbax(
         on_tensor(path)
     state = {TARGET: tree.unflatten(arrays), "state": {"step": np.asarray(step, np.int32)}}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as writer:
-        place = folder.resolve() if isinstance(folder, Path) else folder
+        place = folder if is_remote(folder) else folder.resolve()
         writer.save(place / STATE, args=ocp.args.PyTreeSave(state))
 
 

@@ -267,13 +267,13 @@ def advance(
     x = transformer._embed(config, params, "decoder", tokens[:, None], positions)
 
     def layer(x, p, cross, prompt, local, extend):
-        bias, turn = view.of_layer(local)
+        bias, turn = view.of_layer(p, local)
 
         def self_attention(y):
             own = extend(transformer._keys_values(config, p["self_attention"], y, turn))
             parts = [layers.Keys(own[0], own[1], bias)]
             if prompt is not None and prompt_view is not None:
-                parts.append(layers.Keys(prompt[0], prompt[1], prompt_view.of_layer(local)[0]))
+                parts.append(layers.Keys(prompt[0], prompt[1], prompt_view.of_layer(p, local)[0]))
             parts += transformer._prefix(config, p["self_attention"], y, view.prefix_bias)
             return transformer._attention(config, p["self_attention"], y, parts, turn, None)
 
