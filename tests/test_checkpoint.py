@@ -571,7 +571,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(small, tmp_path,
     stop_at(monkeypatch, 7, small, output)
     saved = output / "checkpoints"
     file = max(files_of(saved, 7), key=lambda p: (saved / p).stat().st_size)
-    damage(saved / file, "flip:0.5")
+    damage(saved / file, "half")
     console = Console(file=io.StringIO(), width=300)
     experiment.run(small, output, resume=True, console=console)
     printed = console.file.getvalue()
@@ -583,7 +583,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(small, tmp_path,
 @pytest.mark.slow
 def test_the_best_state_is_kept_and_written(small, tmp_path, monkeypatch):
     """Also where the run is stopped just when that state was to be evaluated."""
-    scores = {2: 0.1, 4: 9.0, 6: 0.2, 8: 0.3, 10: 0.4}
+    scores = {2: 0.1, 4: 101.0, 6: 0.2, 8: 0.3, 10: 0.4}  # the last is a percentage
 
     def score(run, log, made):
         log.write(made, evaluation_score=scores[made])
