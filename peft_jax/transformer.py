@@ -681,7 +681,6 @@ def context(
         return _read_prompt(config, params, batch, key)
     encoded = encode(config, params, batch, key)
     rows = encoded.hidden.shape[0]
-    stack_cross = stack_cross or _in_one_product(config, params)
     cross = cross_keys_values(config, params, encoded) if stack_cross else None
     start = jnp.full(rows, config.decoder_start_id, jnp.int32)
     position = jnp.broadcast_to(_prefix_shift(config, params, "decoder"), (rows,))
@@ -716,36 +715,12 @@ def cross_keys_values(
     config: Config, params: Params, encoded: Encoded
 ) -> tuple[jax.Array, jax.Array]:
     """Every layer's cross-attention keys and values, computed once: [L, B, H_kv, S, K] each."""
-    stack = params["decoder"]["layers"]["cross_attention"]
-    if _in_one_product(config, params):
-        read = {name: stack[name] for name in ("key", "value", "key_norm") if name in stack}
-        return jax.vmap(lambda p: _keys_values(config, p, encoded.hidden))(read)
+    hidden = _copies(config, params, encoded.hidden)
 
     def layer(_, p):
-        return None, _keys_values(config, p, encoded.hidden)
+        return None, _keys_values(config, p, hidden)
 
-    return scan_layers(layer, None, stack)[1]
-
-
-def _in_one_product(config: Config, params: Params) -> bool:
-    """Whether all layers' cross-attention keys and values are one product.
-
-    Where heads are split, the gradient of the encoder's states is then summed over the layers
-    before the devices exchange it: once in a step, and not in every layer. Not where each layer's
-    kernels are to be gathered by themselves, keys are not to be kept, or the product would need
-    another form.
-    """
-    stack = params["decoder"]["layers"]["cross_attention"]
-    both = [stack["key"], stack["value"]]
-    dtype = jnp.dtype(config.activation_dtype)
-    return (
-        ways("model") > 1
-        and ways("fsdp") == 1
-        and config.remat not in ("full", "offload")
-        and all(isinstance(leaf, jax.Array) for each in both for leaf in each.values())
-        and all(each["kernel"].dtype == dtype and each["kernel"].ndim == 3 for each in both)
-        and not any("lora_dropout" in each for each in both)
-    )
+    return scan_layers(layer, None, params["decoder"]["layers"]["cross_attention"])[1]
 
 
 def _causal(mask: jax.Array) -> jax.Array:
