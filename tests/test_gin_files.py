@@ -1,9 +1,16 @@
 """Values in gin files: as people write them, and as T5X writes the ones that were used."""
 
+import importlib
+import re
+from pathlib import Path
+
 import pytest
 
+import peft_jax
+import peft_jax.configs
 from peft_jax.backbones.gin_files import read_gin
 from peft_jax.errors import InputError
+from peft_jax.optimizers import OptimizerConfig
 
 WRITTEN = """
 from __gin__ import dynamic_registration
@@ -78,3 +85,27 @@ def test_what_is_no_gin_is_named(tmp_path, text, message):
 def test_a_macro_of_itself_has_no_value(tmp_path):
     (tmp_path / "a.gin").write_text("A = %B\nB = %A\nC = 1\n")
     assert read_gin(tmp_path / "a.gin") == {"C": 1}
+
+
+OUR_GIN = sorted((Path(peft_jax.configs.__file__).parent / "t5x").glob("*.gin"))
+
+
+@pytest.mark.parametrize("file", OUR_GIN, ids=lambda file: file.stem)
+def test_what_our_files_for_t5x_name_is_there(file):
+    """T5X itself runs them in tests/test_t5x_bridge.py, where it is installed."""
+    values = read_gin(file)
+    text = file.read_text()
+    for module in re.findall(r"^from peft_jax import (\w+)", text, re.MULTILINE):
+        if module == "t5x_bridge":  # imports T5X: its source says what is in it
+            source = (Path(peft_jax.__file__).parent / "t5x_bridge.py").read_text()
+            known = set(re.findall(r"^(?:def|class) (\w+)", source, re.MULTILINE))
+        else:
+            known = set(dir(importlib.import_module(f"peft_jax.{module}")))
+        named = set(re.findall(rf"\b{module}\.(\w+)", text))
+        assert named
+        assert named <= known, file
+    if "OptimizerConfig.name" in values:
+        prefix = "OptimizerConfig."
+        given = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+        OptimizerConfig(**given, total_steps=100)
+    assert values or "include" in text
