@@ -18,6 +18,7 @@ from peft_jax.sharding import Axes
 
 ONE = Axes(1, 1, 1)
 SMALL = pj.Config("t5", 4096, 128, 256, 4, 32, 3, 3, dropout=0.0)
+LARGER = pj.Config("t5", 8192, 256, 512, 4, 64, 3, 3, dropout=0.0)
 LLAMA = dataclasses.replace(
     CONFIGS["llama_3_2_1b"],
     vocab_size=4096,
@@ -72,7 +73,7 @@ CASES = {
     "train": ("train", SMALL, ("ia3",), {}, BatchShape(8, 96, 4, 8)),
     "none": ("train", SMALL, ("lora",), {"remat": "none"}, BatchShape(8, 96, 4, 8)),
     "attention": ("train", SMALL, ("ia3",), {"remat": "attention"}, BatchShape(8, 96, 4, 8)),
-    "full": ("train", SMALL, ("lora", "ia3"), {"remat": "full"}, BatchShape(16, 96, 4, 8)),
+    "full": ("train", LARGER, ("ia3",), {"remat": "full"}, BatchShape(8, 128, 4, 8)),
     "text": ("train", SMALL, ("prompt_tuning",), {}, BatchShape(8, 96, 0, 8, 32)),
     "llama": ("train", LLAMA, ("lora",), {}, BatchShape(8, 96, 4, 8)),
     "score": ("score", SMALL, ("ia3",), {}, BatchShape(8, 96, 4, 8)),
@@ -98,11 +99,11 @@ def test_memory_is_what_the_compiler_takes(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["none", "full"])
-def test_flops_are_what_the_compiler_counts(remat):
-    """Of one layer, since the compiler counts the body of a loop once."""
+def test_flops_are_what_the_compiler_counts():
+    """Of one layer, since the compiler counts the body of a loop once; without remat, since in a
+    loop that runs once it finds that nothing need be computed again."""
     model = pj.Config("t5", 4096, 256, 1024, 4, 64, 1, 1, dropout=0.0)
-    backbone = abstract_backbone(model).replace(remat=remat)
+    backbone = abstract_backbone(model).replace(remat="none")
     shape, config = BatchShape(8, 64, 4, 8), experiment()
     found = costs.costs(config, backbone, shape, policies=())
     real = compiled("train", config, backbone, shape).cost_analysis()["flops"]
