@@ -381,3 +381,36 @@ def test_processes_read_a_model_once_between_them(small_folders, writer, axes):
         print(writer, axes, measured)
         assert measured["fingerprint"] == fingerprint
         assert measured["read"] < 0.27 * measured["size"]
+
+
+QUANTISED = """
+import sys, jax
+import peft_jax as pj
+from peft_jax import quantization
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
+jax.block_until_ready(jax.tree.leaves(quantization.quantize(jax.numpy.ones((64, 64)), "int8")))
+before = peak()
+backbone = pj.load_backbone(sys.argv[1], quantize="int8")
+jax.block_until_ready(backbone.params)
+print(peak() - before, sum(leaf.nbytes for leaf in jax.tree.leaves(backbone.params)))
+"""
+
+
+@pytest.mark.slow
+def test_a_quantised_model_is_never_there_in_full(tmp_path):
+    """Beside what stays, only the leaf that is being quantised is in full precision."""
+    pytest.importorskip("qwix")
+    config = dataclasses.replace(pj.backbone_config("t5_v1_1_small"), vocab_size=512, d_ff=2048)
+    backbone = pj.init_backbone(config, jax.random.key(0))
+    hugging_face.write_backbone(tmp_path / "model", backbone)
+    command = [sys.executable, "-c", QUANTISED, str(tmp_path / "model")]
+    # With the compiler's optimisation, which the tests turn off: else nothing is fused.
+    environment = os.environ | {"XLA_FLAGS": ""}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    grown, size = map(int, run.stdout.split())
+    full = tree.size_in_bytes(backbone.params)
+    print(grown, size, full)
+    assert size < 0.27 * full
+    assert grown < 0.9 * full  # of both together it is 1.25

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peft_jax import tensor_files, transformer, tree
+from peft_jax import quantization, tensor_files, transformer, tree
 from peft_jax.backbones import loading
 from peft_jax.backbones.base import RUN_FIELDS, Backbone
 from peft_jax.backbones.families import FAMILIES, Family
@@ -28,7 +28,7 @@ from peft_jax.backbones.names import Rule
 from peft_jax.backbones.native import copy_vocabulary, local_vocabulary
 from peft_jax.errors import InputError
 from peft_jax.paths import as_path
-from peft_jax.tensor_files import Index, StoredTensor, aligned_empty, box_shape, copy_into
+from peft_jax.tensor_files import Index, StoredTensor, box_shape, copy_into
 from peft_jax.torch_files import open_torch
 from peft_jax.transformer import Config
 from peft_jax.tree import Params
@@ -246,17 +246,13 @@ def _leaf(config: Config, rule: Rule, tensors: Mapping[str, StoredTensor]) -> St
     def read() -> np.ndarray:
         if not rule.stacked and rule.parts == 1 and not rule.transpose:
             return rule.our_array(sources[0].read())
-        out = aligned_empty(shape, dtype)
-        whole = tuple(slice(0, size) for size in shape)
-        for i in range(len(sources)):
-            one = (slice(i, i + 1), *whole[1:]) if rule.stacked else whole
-            copy_into(out[one] if rule.stacked else out, part(one))
-        return out
+        return loading.read_in_pieces(leaf, dtype)
 
     first = (0,) if rule.stacked else ()
     within = range(len(first), len(shape))
     axes = (*first, *(reversed(within) if rule.transpose else within))
-    return StoredTensor(shape, dtype, read, part=part, axes=axes)
+    leaf = StoredTensor(shape, dtype, read, part=part, axes=axes)
+    return leaf
 
 
 # --------------------------------------------------------------------------------------------
@@ -274,6 +270,7 @@ def write_backbone(
     Raises:
       InputError: the family's config.json cannot say what the configuration does.
     """
+    quantization.check_plain(backbone.params)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     family = FAMILIES[backbone.config.family]

@@ -115,9 +115,12 @@ def _read_leaf(
 
 
 def read_whole(leaf: StoredTensor, dtype: Any) -> np.ndarray:
-    """A leaf in a dtype; cast piece by piece where it is stored in another."""
-    if leaf.dtype == dtype:
-        return leaf.read()
+    """A leaf in a dtype."""
+    return leaf.read() if leaf.dtype == dtype else read_in_pieces(leaf, dtype)
+
+
+def read_in_pieces(leaf: StoredTensor, dtype: Any) -> np.ndarray:
+    """A leaf in a dtype, by its parts: beside the whole only a piece of it is in memory."""
     out = aligned_empty(leaf.shape, dtype)
     _fill(leaf, [(bounded((slice(None),) * out.ndim, leaf.shape), out)])
     return out
@@ -165,17 +168,18 @@ Part = tuple[Index, np.ndarray]
 def _fill(leaf: StoredTensor, parts: list[Part]) -> None:
     """Reads boxes of a leaf, which do not overlap, into their arrays, cast to their dtype."""
     axis = leaf.order[0] if leaf.order else 0
+    read = leaf.part or leaf.read_part  # ``read`` of the whole may itself come from here
     for first, last in _pieces(leaf, axis, parts):
         here = [cut for part in parts if (cut := _cut(part, axis, first, last))]
         around = _around([box for box, _ in here])
         if sum(array.size for _, array in here) == math.prod(box_shape(around)):
             # Side by side they are one run of the file, or one read of every row.
-            piece = leaf.read_part(around)
+            piece = read(around)
             for box, array in here:
                 copy_into(array, piece[_within(box, around)])
         else:
             for box, array in here:
-                copy_into(array, leaf.read_part(box))
+                copy_into(array, read(box))
 
 
 def _pieces(leaf: StoredTensor, axis: int, parts: list[Part]) -> Iterator[tuple[int, int]]:
