@@ -570,8 +570,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(small, tmp_path,
     experiment.run(small, whole, console=QUIET)
     stop_at(monkeypatch, 7, small, output)
     saved = output / "checkpoints"
-    file = max(files_of(saved, 7), key=lambda p: (saved / p).stat().st_size)
-    damage(saved / file, "half")
+    damage(saved / "7" / "state" / "manifest.ocdbt", "half")
     console = Console(file=io.StringIO(), width=300)
     experiment.run(small, output, resume=True, console=console)
     printed = console.file.getvalue()
