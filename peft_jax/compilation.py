@@ -6,6 +6,7 @@ become, and who turns it off.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -74,11 +75,11 @@ def enable_cache(where: str = "auto") -> str | None:
         if not jax.config.values["jax_enable_compilation_cache"]:
             return None
         if chosen:
+            _repair(chosen)
             return chosen
         folder = user_folder()
         try:
             _open_folder(folder, 0o700)  # who writes there, runs code in this user's processes
-            drop_unfinished(folder)
             prune(folder, LIMIT_BYTES)
         except OSError:  # a home that is read-only or full: compiling works without a cache
             return None
@@ -91,6 +92,7 @@ def enable_cache(where: str = "auto") -> str | None:
                 f"compilation cache {where}: {error.strerror or error}; give a folder that can be "
                 "written to, or off"
             ) from None
+    _repair(where)
     jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", where)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
@@ -102,6 +104,17 @@ def _open_folder(folder: Path, mode: int = 0o777) -> None:
     folder.mkdir(mode, parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(13, "cannot be written to")
+
+
+def _repair(where: str) -> None:
+    """:func:`drop_unfinished` of a folder on a file system, once in a process."""
+    if "://" not in where and where not in _repaired:
+        _repaired.add(where)
+        with contextlib.suppress(OSError):  # read-only, or not there yet
+            drop_unfinished(Path(where))
+
+
+_repaired: set[str] = set()
 
 
 def drop_unfinished(folder: Path) -> list[str]:

@@ -73,6 +73,17 @@ def test_an_unfinished_entry_is_dropped_and_a_whole_one_kept(tmp_path, torn):
     assert compilation.drop_unfinished(tmp_path) == []
 
 
+def test_a_folder_that_the_environment_chose_is_kept_and_repaired(tmp_path):
+    (tmp_path / "torn-cache").write_bytes(b"")
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        assert compilation.enable_cache() == str(tmp_path)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert [path.name for path in tmp_path.iterdir()] == [".checked"]
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"compilation cache .*file/x: Not a directory"):
