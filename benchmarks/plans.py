@@ -21,6 +21,7 @@ from peft_jax.config import MeshConfig, load_preset
 from peft_jax.errors import InputError
 from peft_jax.plan import executables, tables, worker
 from peft_jax.plan.compiled import Planned
+from peft_jax.plan.topology import prepare_environment
 from peft_jax.programs import BatchShape
 
 FOLDER = Path(__file__).parent / "plans"
@@ -115,18 +116,14 @@ def write() -> None:
     lines += markdown(columns, sorted(rows, key=lambda row: (row[0], SLICES.index(row[1]))))
     series = {}
     for preset, places in SCALING.items():
-        found = [
-            (plans.parse_topology(place), known.get(Case(preset, place, "train")))
-            for place in places
-        ]
         name = f"{preset} on {places[0].split('-')[0]}, {ROWS[preset]} rows a chip"
-        series[name] = [(topology, one) for topology, one in found if one is not None]
-        lines += [
-            "",
-            f"## {name}, train",
-            "",
-            *markdown(tables.SCALING, tables.scaling_rows(found)),
+        series[name] = [
+            (plans.parse_topology(place), known[case])
+            for place in places
+            if (case := Case(preset, place, "train")) in known
         ]
+        table = markdown(tables.SCALING, tables.scaling_rows(series[name]))
+        lines += ["", f"## {name}, train", "", *table]
     tables.draw_scaling(DOCS / "plan.png", series)
     (DOCS / "plan_results.md").write_text("\n".join([*lines, "", "![](plan.png)", ""]))
 
@@ -136,6 +133,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose file's name has this in it")
     parser.add_argument("--write", action="store_true", help="the tables and the picture alone")
     given = parser.parse_args()
+    prepare_environment()
     for case in () if given.write else cases():
         if given.only in case.path.name and case.done() is None:
             try:

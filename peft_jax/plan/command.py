@@ -16,7 +16,7 @@ from peft_jax.errors import InputError
 from peft_jax.plan import tables
 from peft_jax.plan.executables import versions
 from peft_jax.plan.search import search
-from peft_jax.plan.topology import Topology, parse_topology
+from peft_jax.plan.topology import Topology, parse_topology, prepare_environment
 from peft_jax.programs import BatchShape
 
 Name = Literal["train", "score", "decode"]
@@ -60,6 +60,7 @@ class Plan:
 
 def run(given: Plan, console: Console) -> None:
     """Plans, prints, and writes the files that were asked for."""
+    prepare_environment()  # this process needs no device, and must not wait for one
     check(given.experiment)
     shape = BatchShape(
         given.experiment.training.batch_size,
