@@ -178,6 +178,8 @@ class Convert:
     t5_v1_1_base. Its activation and tokens are taken, the sizes are the checkpoint's own."""
     scanned: bool = False
     """For t5x: all layers in one array, as its network scalable_t5 keeps them."""
+    orbax: bool = False
+    """For t5x: the form that it has with use_orbax, not its own."""
     overwrite: bool = False
     """Replace what is at TO."""
 
@@ -579,6 +581,7 @@ def convert(arguments: Sequence[str]) -> None:
         dtype=given.dtype,
         config=given.backbone_config,
         scanned=given.scanned,
+        orbax=given.orbax,
         overwrite=given.overwrite,
         console=console,
     )
@@ -588,7 +591,7 @@ def convert(arguments: Sequence[str]) -> None:
 def _convert_adapter(given: Convert, console: Console) -> None:
     from peft_jax.exchange.conversion import convert_adapter, table
 
-    for name in ("dtype", "backbone_config", "scanned"):
+    for name in ("dtype", "backbone_config", "scanned", "orbax"):
         if getattr(given, name):
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} is for backbones; {given.source} is an adapter")

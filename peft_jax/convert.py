@@ -61,6 +61,7 @@ def convert(
     dtype: Any = None,
     config: str | None = None,
     scanned: bool = False,
+    orbax: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> tuple[Summary, Summary]:
@@ -75,6 +76,7 @@ def convert(
       config: for a T5X checkpoint that no gin file describes: the published model that it is like,
         such as "t5_v1_1_base".
       scanned: for T5X: all layers in one array, as its ``scalable_t5`` keeps them.
+      orbax: for T5X: the form that it has with ``use_orbax``, not its own.
       overwrite: replace the backbone that is at ``target``.
       console: where progress is shown; None shows none.
 
@@ -89,15 +91,16 @@ def convert(
     to = to or _default_format(stored, target)
     if to not in FORMATS:
         raise InputError(f"format {to!r} is unknown; one of {', '.join(FORMATS)}")
-    if scanned and to != "t5x":
-        raise InputError(f"scanned is a layout of T5X's; {target} is to be {to}")
+    for name, given in (("scanned", scanned), ("orbax", orbax)):
+        if given and to != "t5x":
+            raise InputError(f"{name} is a layout of T5X's; {target} is to be {to}")
     _check_target(source, target, overwrite)
     # On the host: a model that is converted need not fit into an accelerator.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         with _counting(console, "reading") as reading:
             backbone = read_backbone(source, dtype, config, reading)
         with _counting(console, "writing", len(tree.flatten(backbone.params))) as writing:
-            _write(target, to, backbone, scanned, overwrite, writing)
+            _write(target, to, backbone, scanned, orbax, overwrite, writing)
     read = _summary(source, stored, backbone)
     if dtype is not None:
         read = dataclasses.replace(read, dtype="")  # what is stored was cast as it was read
@@ -136,6 +139,7 @@ def _write(
     to: Format,
     backbone: Backbone,
     scanned: bool,
+    orbax: bool,
     overwrite: bool,
     on_leaf: Callable[[str], None],
 ) -> None:
@@ -147,6 +151,7 @@ def _write(
             target,
             backbone,
             scanned=scanned,
+            orbax=orbax,
             step=int(numbered[1]) if numbered else 0,
             overwrite=overwrite,
             on_leaf=on_leaf,

@@ -98,7 +98,8 @@ def test_what_is_no_checkpoint_is_said(tmp_path):
 @pytest.mark.parametrize("scanned", [False, True])
 def test_hugging_face_to_t5x_to_ours_and_back(tmp_path, config, dtype, scanned):
     source = hugging_face_folder(tmp_path / "source", config, dtype)
-    convert.convert(source, tmp_path / "checkpoint_3", scanned=scanned)
+    # T5X's own form of one layout, and that of orbax of the other
+    convert.convert(source, tmp_path / "checkpoint_3", scanned=scanned, orbax=not scanned)
     convert.convert(tmp_path / "checkpoint_3", tmp_path / "ours")
     convert.convert(tmp_path / "ours", tmp_path / "back")
     assert_same_tensors(source, tmp_path / "back")
@@ -220,6 +221,7 @@ def test_a_conversion_that_fails_leaves_what_was_there(tmp_path, monkeypatch, to
     [
         ({"to": "onnx"}, "format 'onnx' is unknown; one of hugging_face, native, t5x"),
         ({"to": "native", "scanned": True}, "scanned is a layout of T5X"),
+        ({"to": "native", "orbax": True}, "orbax is a layout of T5X"),
         ({"config": "t5_v1_1_base"}, "says its own configuration"),
     ],
 )
