@@ -37,7 +37,9 @@ def reading_specs(leaf: StoredTensor, lies: NamedSharding) -> list[PartitionSpec
       The specs on the way, the last being that of ``lies``; or that alone, where every process had
       better read what its devices hold.
     """
-    mesh, final = lies.mesh, tuple(lies.spec) + (None,) * (len(leaf.shape) - len(lies.spec))
+    mesh = lies.mesh
+    assert isinstance(mesh, Mesh)  # an abstract one has no devices to read for
+    final = tuple(lies.spec) + (None,) * (len(leaf.shape) - len(lies.spec))
     processes = len({device.process_index for device in mesh.devices.flat})
     size = math.prod(leaf.shape) * leaf.dtype.itemsize
     rows = next((axis for axis in leaf.order if leaf.shape[axis] % mesh.size == 0), None)
