@@ -124,6 +124,15 @@ def dequantize_params(params: Params) -> Params:
     return tree.map_with_path(lambda _, x: dequantize(x), params)
 
 
+def check_plain(params: Params) -> None:
+    """Raises InputError where a leaf is quantised: checkpoints hold plain arrays."""
+    if kind_of(params) != "none":
+        raise InputError(
+            f"this backbone is {kind_of(params)}, which no checkpoint format holds: write the one "
+            "it was made of, or backbone.dequantize()"
+        )
+
+
 def kind_of(params: Params) -> str:
     """ "none", or how the kernels of a tree are quantised."""
     found = {str(_name(x.qtype)) for x in tree.flatten(params).values() if is_quantized(x)}

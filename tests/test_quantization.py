@@ -9,6 +9,7 @@ import pytest
 
 import peft_jax as pj
 from peft_jax import layers, objectives, quantization, tree
+from peft_jax.backbones import hugging_face, native
 from peft_jax.backbones.base import identity
 from peft_jax.errors import InputError
 
@@ -222,6 +223,13 @@ def test_dora_starts_at_the_quantised_weights(backbone):
     assert factors
     for factor in factors:
         np.testing.assert_allclose(factor, np.ones(factor.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("write", [hugging_face.write_backbone, native.write_backbone])
+def test_no_checkpoint_holds_quantised_kernels(write, backbone, tmp_path):
+    with pytest.raises(InputError, match="no checkpoint format holds"):
+        write(tmp_path / "folder", backbone.quantize("int8"))
+    assert not (tmp_path / "folder").exists()
 
 
 def test_an_unknown_kind_is_refused(backbone):

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peft_jax import transformer, tree
+from peft_jax import quantization, transformer, tree
 from peft_jax._version import __version__
 from peft_jax.backbones import loading
 from peft_jax.backbones.base import Backbone
@@ -250,6 +250,7 @@ def write_backbone(
         is never split.
       on_leaf: called with the path of every leaf that is written.
     """
+    quantization.check_plain(backbone.params)
     flat = tree.flatten(backbone.params)
     shards = _plan_shards(flat, max_shard_bytes)
     files = [

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peft_jax import transformer, tree
+from peft_jax import quantization, transformer, tree
 from peft_jax.backbones import loading
 from peft_jax.backbones.base import Backbone
 from peft_jax.backbones.loading import StoredBackbone
@@ -386,6 +386,7 @@ def write_backbone(
     Raises:
       InputError: T5X has no such model; the message says what it cannot say.
     """
+    quantization.check_plain(backbone.params)
     config = backbone.config
     layout = SCANNED if scanned else UNSCANNED
     if config.relative_per_layer and not scanned:
