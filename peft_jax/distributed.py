@@ -33,6 +33,7 @@ from typing import Any, Literal, NoReturn
 
 import jax
 
+from peft_jax._version import __version__
 from peft_jax.errors import InputError
 
 _WAIT_MS = 24 * 3600 * 1000  # a process that dies is noticed by its heartbeat, long before
@@ -97,6 +98,7 @@ def connect(config: DistributedConfig | None = None) -> None:
     if given["num_processes"] == 1 and given["coordinator_address"] is None:
         return
     _initialize(config, given, method)
+    check_same("versions of jax and peft_jax", [jax.__version__, __version__])
 
 
 def _given(config: DistributedConfig) -> dict[str, Any]:

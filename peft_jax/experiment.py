@@ -409,8 +409,8 @@ def run(
         if distributed.is_main():
             _check_folder(config, output, resume, overwrite)
     distributed.check_same("flags", json.loads(to_json(config)))
+    mesh = open_mesh(config)
     with distributed.agreed():
-        mesh = open_mesh(config)
         backbone = open_backbone(config, mesh)
         train_examples, test_examples = (
             open_examples(

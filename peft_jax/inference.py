@@ -50,8 +50,8 @@ def evaluate_adapter(
         if main and output is not None and output.is_dir() and any(output.iterdir()):
             raise InputError(f"output {output} is not empty; give a new folder")
     distributed.check_same("flags", json.loads(to_json(config)))
+    mesh = open_mesh(config, training=False)
     with distributed.agreed():
-        mesh = open_mesh(config, training=False)
         backbone = open_backbone(config, mesh)
         adapter: Params = {}
         method = None

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peft_jax import quantization, sharding
+from peft_jax import distributed, quantization, sharding
 from peft_jax.backbones import CONFIGS, TINY, Backbone, abstract_backbone, load_backbone
 from peft_jax.backbones.base import identity
 from peft_jax.config import Experiment, make_method
@@ -28,6 +28,8 @@ _FITS = 0.8
 def open_mesh(config: Experiment, *, training: bool = True) -> jax.sharding.Mesh:
     """The devices of a run and their axes: as ``config.mesh`` says, or as the hardware wants.
 
+    Of several processes all call it, and get the same.
+
     Where a device says how much memory it has, the weights are split no further than makes them fit
     (``sharding.choose_axes``); on a CPU only the batch is split.
 
@@ -38,6 +40,14 @@ def open_mesh(config: Experiment, *, training: bool = True) -> jax.sharding.Mesh
     Raises:
       InputError: there is no such mesh, or one of the processes has no device on it.
     """
+    with distributed.agreed():
+        mesh = _open_mesh(config, training)
+    # Hosts may differ in what they say of their devices' memory.
+    distributed.check_same("axes of the mesh (give --mesh.fsdp, --mesh.model)", dict(mesh.shape))
+    return mesh
+
+
+def _open_mesh(config: Experiment, training: bool) -> jax.sharding.Mesh:
     wanted, given = config.training.devices, dataclasses.asdict(config.mesh)
     for name, value in given.items():
         if value is not None and value < 1:
