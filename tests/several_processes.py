@@ -78,7 +78,7 @@ class Processes:
     def signal(self, process: int, number: int) -> None:
         self._running[process].send_signal(number)
 
-    def wait_for(self, happened: Callable[[], bool], seconds: float = 240) -> None:
+    def wait_for(self, happened: Callable[[], bool], seconds: float = 600) -> None:
         """Until something happened; AssertionError where a process ends before."""
         until = time.monotonic() + seconds
         while not happened():
@@ -86,7 +86,7 @@ class Processes:
             assert time.monotonic() < until, self.words()
             time.sleep(0.05)
 
-    def exit_codes(self, seconds: float = 240) -> list[int]:
+    def exit_codes(self, seconds: float = 600) -> list[int]:
         """When all have ended."""
         until = time.monotonic() + seconds
         return [process.wait(max(until - time.monotonic(), 0.1)) for process in self._running]
