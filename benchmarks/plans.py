@@ -122,10 +122,13 @@ def write() -> None:
             for place in places
             if (case := Case(preset, place, "train")) in known
         ]
-        table = markdown(tables.SCALING, tables.scaling_rows(series[name]))
-        lines += ["", f"## {name}, train", "", *table]
-    tables.draw_scaling(DOCS / "plan.png", series)
-    (DOCS / "plan_results.md").write_text("\n".join([*lines, "", "![](plan.png)", ""]))
+        if series[name]:
+            table = markdown(tables.SCALING, tables.scaling_rows(series[name]))
+            lines += ["", f"## {name}, train", "", *table]
+    if max(map(len, series.values())) > 1:
+        tables.draw_scaling(DOCS / "plan.png", series)
+        lines += ["", "![](plan.png)"]
+    (DOCS / "plan_results.md").write_text("\n".join([*lines, ""]))
 
 
 def main() -> None:

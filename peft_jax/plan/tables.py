@@ -175,7 +175,8 @@ def draw_scaling(path: Path, series: dict[str, Sequence[tuple[Topology, Planned 
       series: name -> what :func:`peft_jax.plan.scaling` found.
     """
     made, (rate, share, memory) = report.figure(3, width=4.4)
-    marks = zip(("o", "s", "^", "D"), series.items(), strict=False)
+    known = {name: found for name, found in series.items() if any(one for _, one in found)}
+    marks = zip(("o", "s", "^", "D"), known.items(), strict=False)
     for mark, (name, found) in marks:
         fitting = [(t, one) for t, one in found if one is not None and one.estimate is not None]
         chips = [t.chips for t, _ in fitting]
@@ -189,7 +190,7 @@ def draw_scaling(path: Path, series: dict[str, Sequence[tuple[Topology, Planned 
         filled = [100 * m.total / m.limit for _, one in fitting for m in [one.memory] if m]
         memory.plot(chips, filled, mark, ls="-", ms=4, color=line.get_color(), label=name)
     rate.set(title="rows a second, estimated", yscale="log")
-    share.set(title="of the roofline's floor, %", ylim=(0, 105))
+    share.set(title="floor / estimate, %", ylim=(0, 105))
     memory.set(title="of a chip's memory, %", ylim=(0, 105))
     for axis in (rate, share, memory):
         axis.set_xscale("log", base=2)
