@@ -25,7 +25,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from clu import metrics as clu_metrics
 from flax.linen import partitioning as flax_partitioning
 from t5x import decoding, losses, metrics, models, optimizers, train_state, utils
@@ -156,10 +155,8 @@ class AdapterModel(models.BaseTransformerModel):
 
     def load_frozen(self, mesh: jax.sharding.Mesh | None = None) -> Params:
         """The backbone's weights; on a mesh every process reads the parts of its devices."""
-        loaded = load_backbone(
-            self._source, self._dtype, config=self._backbone_config, mesh=mesh, **self._run()
-        )
-        return loaded.params
+        named = self._backbone_config
+        return load_backbone(self._source, self._dtype, config=named, mesh=mesh).params
 
     def variables(self, rng: jax.Array, frozen: Params) -> dict[str, Any]:
         """The collections of variables before the first step, without the weights.
@@ -198,9 +195,6 @@ class AdapterModel(models.BaseTransformerModel):
             )
         frozen = self.load_frozen()
         return flax.core.freeze({**self.variables(rng, frozen), FROZEN: frozen})
-
-    def _run(self) -> dict[str, Any]:
-        return {name: getattr(self.config, name) for name in ("dropout", "remat")}
 
     def merged(self, params: Any, flax_mutables: Any) -> Params:
         """What the transformer reads: the weights with the method's leaves."""
@@ -616,11 +610,6 @@ def optimizer(config: OptimizerConfig, method: Method | None = None) -> AdapterO
 def learning_rate(config: OptimizerConfig) -> Callable[[jax.Array], jax.Array]:
     """The schedule of :func:`optimizer`, for the ``learning_rate_fn`` that T5X's logs ask."""
     return lambda step: learning_rate_at(config, step)
-
-
-def wrap_optax(transformation: optax.GradientTransformation) -> AdapterOptimizer:
-    """Any optax transformation for ``optimizer_def``."""
-    return AdapterOptimizer(transformation)
 
 
 # --------------------------------------------------------------------------------------------

@@ -211,7 +211,7 @@ def test_optimizers_of_t5x_and_of_optax(folder, tmp_path):
                 state, _ = run._partitioned_train_step(state, batch_of())
         found[name] = state.params
     assert_close(found["t5x"], found["ours"], rtol=1e-4)
-    wrapped = bridge.wrap_optax(optax.chain(optax.clip(1.0), optax.adam(1e-3)))
+    wrapped = bridge.AdapterOptimizer(optax.chain(optax.clip(1.0), optax.adam(1e-3)))
     model = model_of(folder, ia3(), optimizer_def=wrapped)
     steps_of_t5x(model, partitioner_of(2), tmp_path, count=1)
     model = model_of(folder, ia3(), optimizer_def=optimizers.adamw(1e-3))
