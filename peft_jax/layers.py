@@ -160,7 +160,9 @@ def split_linear(params: Params, x: jax.Array, key: jax.Array | None = None) -> 
     """
     if x.ndim == 3:
         return linear(params, x, key)
-    parts, axes, copies = {}, {}, len(x)
+    copies = len(x)
+    parts: Params = {}
+    axes: dict[str, int | None] = {}
     for name, leaf in params.items():
         parts[name], axes[name] = leaf, None
         if name in _OF_OUTPUTS:
