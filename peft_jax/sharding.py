@@ -101,12 +101,32 @@ def make_mesh(
     shape = (data, fsdp, model)
     used, auto = found[:size], (AxisType.Auto,) * 3
     if used[0].platform == "tpu" and size == len(found):
-        # Neighbours on the mesh are neighbours on the chip's links.
-        arranged = torus.arrange(used, shape)
-        if arranged is not None:
-            return Mesh(arranged, AXES, axis_types=auto)
-        return jax.make_mesh(shape, AXES, auto, devices=used)
+        return Mesh(_on_links(used, shape), AXES, axis_types=auto)
     return Mesh(np.asarray(used).reshape(shape), AXES, axis_types=auto)
+
+
+def _on_links(devices: Sequence[Any], shape: tuple[int, int, int]) -> np.ndarray:
+    """Chips as a mesh, on which neighbours are neighbours on the chips' links.
+
+    Several slices are connected by the data centre's network, which "data" alone crosses.
+    """
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    data, fsdp, model = shape
+    if data % len(slices):
+        raise InputError(
+            f"mesh.data is {data} on {len(slices)} slices, which it does not divide over; fsdp "
+            f"{fsdp} x model {model} must lie within one slice"
+        )
+    own = (data // len(slices), fsdp, model)
+    parts = []
+    for _, chips in sorted(slices.items()):
+        arranged = torus.arrange(chips, own)
+        if arranged is None:
+            arranged = jax.make_mesh(own, AXES, (AxisType.Auto,) * 3, devices=chips).devices
+        parts.append(arranged)
+    return np.concatenate(parts)
 
 
 def _data_ways(batch_size: int | None, wanted: int | None, here: int, fsdp: int, model: int) -> int:
