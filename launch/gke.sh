@@ -29,6 +29,7 @@ while [ $# -gt 0 ]; do
       shift 2
       ;;
     --print) print=yes; shift ;;
+    --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$here/gke.sh"; exit 0 ;;
     --) shift; break ;;
     *) fail "unknown flag $1; flags of peft-jax train stand behind --" ;;
   esac
