@@ -124,20 +124,21 @@ PARTS = ("weights", "adapter", "optimizer", "batch", "activations", "working", "
 
 
 def _memory(config: Experiment, found: Costs, axes: Axes) -> Table:
-    rows = {f"train, {name}": one for name, one in found.memory.items()}
+    rows = dict(found.memory)
     if found.scoring is not None:
-        rows["score"] = found.scoring
+        rows["scoring"] = found.scoring
     largest = max((one.total for one in rows.values()), default=0)
     unit, name = (2**30, "GiB") if largest >= 2**30 else (2**20, "MiB")
     ways = " x ".join(f"{axis} {n}" for axis, n in axes._asdict().items() if n > 1) or "1"
-    table = Table(box=None, header_style="dim", title_justify="left", title_style="")
+    # Narrow enough for the 80 columns of a log file.
+    table = Table(
+        box=None, header_style="dim", title_justify="left", title_style="", padding=(0, 1, 0, 0)
+    )
     table.title = f"[bold]{name} on a device[/bold], mesh {ways}; logits are part of working"
-    table.add_column("program", no_wrap=True)
-    for part in (*PARTS, "total"):
+    table.add_column("remat", no_wrap=True)
+    for part in ("total", *PARTS):
         table.add_column(part, justify="right", no_wrap=True)
     for program, one in rows.items():
-        chosen = program == f"train, {config.model.remat}"
-        cells = [f"{getattr(one, part) / unit:,.3f}" for part in PARTS]
-        total = f"{one.total / unit:,.3f}"
-        table.add_row(program, *cells, total, style="bold" if chosen else None)
+        cells = [f"{getattr(one, part) / unit:,.3f}" for part in ("total", *PARTS)]
+        table.add_row(program, *cells, style="bold" if program == config.model.remat else None)
     return table
