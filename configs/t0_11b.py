@@ -6,16 +6,15 @@ not part of this package: `peft-jax plan` needs none, a run needs `--backbone FO
 
 import dataclasses
 
-from peft_jax.config import Experiment, ModelConfig
-from peft_jax.configs import tfew
+from peft_jax.config import Experiment
+from peft_jax.configs import t0_3b
 
 
 def config() -> Experiment:
-    base = tfew.config()
+    base = t0_3b.config()
     return dataclasses.replace(
         base,
         backbone="t0_11b",
-        model=ModelConfig(dtype="bfloat16", activation_dtype="bfloat16"),
         training=dataclasses.replace(base.training, batch_size=1024),
         evaluation=dataclasses.replace(base.evaluation, batch_size=1024),
     )

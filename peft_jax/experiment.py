@@ -36,7 +36,7 @@ from peft_jax import compilation, distributed, report, sharding, tree
 from peft_jax._version import __version__
 from peft_jax.adapter import FILE as ADAPTER_FILE
 from peft_jax.adapter import save_adapter
-from peft_jax.answers import Answer, find_answer, make_objective, make_score
+from peft_jax.answers import Answer, find_answer
 from peft_jax.backbones import Backbone
 from peft_jax.checkpoint import Checkpoints, first_process_says
 from peft_jax.config import Experiment, check, first_difference, make_method, to_json
@@ -47,7 +47,6 @@ from peft_jax.evaluation import (
     Scorer,
     TextEvaluation,
     evaluate,
-    make_scorer,
     write_texts,
 )
 from peft_jax.examples import ChoiceExamples, FewShotSampler
@@ -77,6 +76,7 @@ from peft_jax.objectives import Objective
 from peft_jax.optimizers import make_optimizer
 from peft_jax.placement import notes_of_mesh, open_backbone, open_mesh, placed
 from peft_jax.profiling import Profile, StepTimes, Tracer, longest_operations, split_line
+from peft_jax.programs import BatchShape, objective_for, scorer_for
 from peft_jax.progress import TrainingProgress, step_bar
 from peft_jax.run_data import Rows, notes_of, open_examples, with_metrics
 from peft_jax.text_examples import TextExamples
@@ -103,13 +103,7 @@ def open_scorer(
     config: Experiment, backbone: Backbone, method: Method | None, mesh: jax.sharding.Mesh
 ) -> Scorer:
     """The compiled scorer that an experiment describes; see ``evaluation.make_scorer``."""
-    score = make_score(
-        answer_of(config, backbone, method),
-        backbone,
-        length_normalization=config.evaluation.length_normalization,
-        memory_budget=config.evaluation.memory_budget_mb * 2**20,
-    )
-    return make_scorer(backbone, method, mesh=mesh, score=score)
+    return scorer_for(config, backbone, method, answer_of(config, backbone, method), mesh)
 
 
 def answer_of(
@@ -338,12 +332,7 @@ def set_up(
     method = open_method(config, backbone, examples)
     optimizer = make_optimizer(config.optimizer.over(training.steps), method)
     check_method(method, backbone, examples)
-    objective = make_objective(
-        answer_of(config, backbone, examples=examples),
-        backbone,
-        **dataclasses.asdict(config.loss),
-        memory_budget=config.evaluation.memory_budget_mb * 2**20,
-    )
+    objective = objective_for(config, backbone, answer_of(config, backbone, examples=examples))
     step = make_train_step(
         backbone,
         method,
@@ -449,14 +438,14 @@ _SMALL = 2**28
 
 def _needs(training: Training) -> str:
     """One line on the memory of a device, before anything is compiled; empty for a small model."""
-    from peft_jax import costs, programs
+    from peft_jax import costs
 
     if tree.size_in_bytes(training.backbone.params) < _SMALL:
         return ""
     config, axes = training.config, sharding.Axes(**training.mesh.shape)
     parts = parts_of(training.examples)
     ranked = [part for part in parts if isinstance(part, ChoiceExamples)]
-    shape = programs.BatchShape(
+    shape = BatchShape(
         batch=config.training.batch_size,
         input_length=max(part.input_length for part in parts),
         choices=max((part.choices.shape[1] for part in ranked), default=0),

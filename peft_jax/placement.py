@@ -6,14 +6,13 @@ A run has one mesh: what trains also evaluates, so that no device holds the back
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from peft_jax import distributed, quantization, sharding
+from peft_jax import distributed, quantization, sharding, tree
 from peft_jax.backbones import CONFIGS, TINY, Backbone, abstract_backbone, load_backbone
 from peft_jax.backbones.base import identity
 from peft_jax.config import Experiment, make_method
@@ -81,7 +80,7 @@ def _sizes(
     if memory is None:
         return plain
     outline = _outline(config)
-    needed = held_bytes(outline, config) if training else frozen_bytes(outline)
+    needed = held_bytes(outline, config) if training else tree.size_in_bytes(outline.params)
     return sharding.choose_axes(needed, memory, here, outline.config, batch, **given)._asdict()
 
 
@@ -119,17 +118,10 @@ def _dtype(config: Experiment) -> Any:
     return jnp.dtype(name)
 
 
-def frozen_bytes(backbone: Backbone) -> int:
-    """Bytes of a backbone's weights, abstract or not."""
-    leaves = jax.tree.leaves(backbone.params)
-    return sum(leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) // 8 for leaf in leaves)
-
-
 def held_bytes(backbone: Backbone, config: Experiment) -> int:
     """The frozen weights, and what is trained with its optimiser's state."""
     stored = jax.eval_shape(make_method(config).init, jax.random.key(0), backbone)
-    trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(stored))
-    return frozen_bytes(backbone) + 4 * _TRAINED_COPIES * trained
+    return tree.size_in_bytes(backbone.params) + 4 * _TRAINED_COPIES * tree.count(stored)
 
 
 def open_backbone(config: Experiment, mesh: jax.sharding.Mesh | None = None) -> Backbone:
@@ -162,7 +154,7 @@ def load_where_it_fits(source: str) -> Backbone:
     if memory is None or len(devices) == 1:
         return load_backbone(source)
     outline = _outline(Experiment(backbone=source))
-    needed = frozen_bytes(outline)
+    needed = tree.size_in_bytes(outline.params)
     if needed < _FITS * memory:
         return load_backbone(source)
     # One row cannot be split: only "model" is left.

@@ -22,9 +22,10 @@ from peft_jax.backbones import CONFIGS, TINY, Backbone, abstract_backbone
 from peft_jax.config import Experiment, make_method
 from peft_jax.decoding import Decoding, generate
 from peft_jax.errors import InputError
-from peft_jax.evaluation import make_scorer
+from peft_jax.evaluation import Scorer, make_scorer
 from peft_jax.methods import Method, classification_head, compose
 from peft_jax.methods.merging import merge
+from peft_jax.objectives import Objective
 from peft_jax.optimizers import make_optimizer
 from peft_jax.train import init_state, make_train_step
 from peft_jax.tree import Params
@@ -177,6 +178,33 @@ def batch_arguments(
 # --------------------------------------------------------------------------------------------
 # Programs
 # --------------------------------------------------------------------------------------------
+def objective_for(config: Experiment, backbone: Backbone, answer: Answer) -> Objective:
+    """What an experiment minimises, where its model answers so."""
+    return make_objective(
+        answer,
+        backbone,
+        **dataclasses.asdict(config.loss),
+        memory_budget=config.evaluation.memory_budget_mb * 2**20,
+    )
+
+
+def scorer_for(
+    config: Experiment,
+    backbone: Backbone,
+    method: Method | None,
+    answer: Answer,
+    mesh: jax.sharding.Mesh,
+) -> Scorer:
+    """The compiled scorer of an experiment's evaluations; see ``evaluation.make_scorer``."""
+    score = make_score(
+        answer,
+        backbone,
+        length_normalization=config.evaluation.length_normalization,
+        memory_budget=config.evaluation.memory_budget_mb * 2**20,
+    )
+    return make_scorer(backbone, method, mesh=mesh, score=score)
+
+
 def train_program(
     config: Experiment, backbone: Backbone, mesh: jax.sharding.Mesh, shape: BatchShape
 ) -> Program:
@@ -192,12 +220,7 @@ def train_program(
     answer = answer_to(config, backbone, shape)
     method = method_for(config, backbone, shape)
     optimizer = make_optimizer(config.optimizer.over(config.training.steps), method)
-    objective = make_objective(
-        answer,
-        backbone,
-        **dataclasses.asdict(config.loss),
-        memory_budget=config.evaluation.memory_budget_mb * 2**20,
-    )
+    objective = objective_for(config, backbone, answer)
     step = make_train_step(
         backbone,
         method,
@@ -220,13 +243,7 @@ def score_program(
     """The scorer of an evaluation: ``evaluation.make_scorer``; see :func:`train_program`."""
     answer = answer_to(config, backbone, shape)
     method = method_for(config, backbone, shape)
-    score = make_score(
-        answer,
-        backbone,
-        length_normalization=config.evaluation.length_normalization,
-        memory_budget=config.evaluation.memory_budget_mb * 2**20,
-    )
-    scorer = make_scorer(backbone, method, mesh=mesh, score=score)
+    scorer = scorer_for(config, backbone, method, answer, mesh)
     arguments = (
         _adapter_arguments(backbone, method, mesh),
         frozen_arguments(backbone, mesh),

@@ -17,8 +17,8 @@ import jax
 from peft_jax import programs, sharding
 from peft_jax.backbones import Backbone
 from peft_jax.config import Experiment
-from peft_jax.placement import frozen_bytes
 from peft_jax.plan.topology import Topology
+from peft_jax.tree import size_in_bytes
 
 _WHOLE = 1 << 40
 """Megabytes: no choices are split for want of memory."""
@@ -48,7 +48,7 @@ def floor_of(
     """The floor of a program of ``programs.PROGRAMS``."""
     flops = needed_flops(name, config, backbone, shape)
     passes = {"train": 2, "score": 1, "decode": shape.target_length}[name]
-    read = passes * frozen_bytes(backbone)
+    read = passes * size_in_bytes(backbone.params)
     chip = topology.chip
     compute = flops / (chip.flops * topology.chips)
     # Were the weights split over all chips.

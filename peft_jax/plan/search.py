@@ -9,12 +9,12 @@ from typing import Any, cast
 from peft_jax.backbones import Backbone
 from peft_jax.config import Experiment
 from peft_jax.errors import InputError
-from peft_jax.placement import frozen_bytes
 from peft_jax.plan.compiled import Planned
 from peft_jax.plan.topology import Topology, parse_topology
 from peft_jax.plan.worker import compile_apart
 from peft_jax.programs import BatchShape, outline
 from peft_jax.sharding import Axes
+from peft_jax.tree import size_in_bytes
 
 REMATS = ("none", "dots", "attention", "full")
 """From the most that is kept to the least: the first that fits is the fastest of a mesh."""
@@ -86,7 +86,7 @@ def meshes(
                 found.append(axes)
     if not found:
         raise InputError(f"no mesh of {topology.chips} chips divides a batch of {rows} rows")
-    held = frozen_bytes(backbone)
+    held = size_in_bytes(backbone.params)
     fitting = [a for a in found if held / (a.fsdp * a.model) < 0.9 * topology.chip.usable]
     if not fitting:
         raise InputError(
@@ -104,13 +104,13 @@ def rough_seconds(axes: Axes, backbone: Backbone, topology: Topology, shape: Bat
     over "model" twice a layer forwards and twice backwards, with nothing beside them.
     """
     config, rate = backbone.config, topology.chip.link * 2
-    gathered = 2 * frozen_bytes(backbone) / axes.model * (1 - 1 / axes.fsdp) / rate
+    gathered = 2 * size_in_bytes(backbone.params) / axes.model * (1 - 1 / axes.fsdp) / rate
     targets = shape.choices * shape.choice_length or shape.target_length
     width = 2 if config.activation_dtype == "bfloat16" else 4
     per_row = config.encoder_layers * shape.input_length + config.decoder_layers * targets
     tokens = per_row * shape.batch / (axes.data * axes.fsdp)
     summed = 4 * 2 * tokens * config.d_model * width * (1 - 1 / axes.model) / rate
-    products = 4 * frozen_bytes(backbone) / 2 * shape.batch * shape.input_length / 2
+    products = 4 * size_in_bytes(backbone.params) / 2 * shape.batch * shape.input_length / 2
     busy = products / topology.chips / topology.chip.flops
     return summed + max(0.0, gathered - busy)
 
