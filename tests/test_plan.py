@@ -523,8 +523,9 @@ def test_the_programs_of_a_run_are_compiled_for_a_slice(compiler, name, tmp_path
     assert one.fits
     assert one.memory is not None
     assert 0 < one.memory.total < one.memory.limit
-    # The products of all chips are at least what is needed, and not much more (remat recomputes).
-    assert 1 <= one.flops * 4 / one.floor.flops < 1.6
+    # The products of all chips are what is needed, and not much more (remat recomputes); the
+    # compiler may write a product of one row as elementwise work, which is not counted.
+    assert 0.98 <= one.flops * 4 / one.floor.flops < 1.6
     assert one.estimate is not None
     assert {e.kind for e in one.estimate.exchanges} <= set(work.KINDS)
     assert (tmp_path / f"{name}.executable").stat().st_size > 1e5
