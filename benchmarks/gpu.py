@@ -49,7 +49,7 @@ def needed_flops(case: Case) -> float | None:
 
     import peft_jax as pj
     from peft_jax import objectives
-    from peft_jax.plan.floor import jaxpr_flops
+    from peft_jax.program_flops import jaxpr_flops
 
     if case.job == "decode":
         return None

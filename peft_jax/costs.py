@@ -19,7 +19,7 @@ from peft_jax import program_memory, programs, scoring, sharding, tree
 from peft_jax.architecture import REMAT
 from peft_jax.backbones import Backbone, abstract_backbone
 from peft_jax.config import Experiment
-from peft_jax.plan.floor import jaxpr_flops
+from peft_jax.program_flops import jaxpr_flops
 from peft_jax.programs import BatchShape
 from peft_jax.quantization import kind_of
 from peft_jax.sharding import Axes

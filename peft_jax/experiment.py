@@ -54,8 +54,6 @@ from peft_jax.files import replace_file
 from peft_jax.fisher import fisher_information
 from peft_jax.methods import (
     Method,
-    classification_head,
-    compose,
     count,
     from_spec,
     with_information,
@@ -76,7 +74,7 @@ from peft_jax.objectives import Objective
 from peft_jax.optimizers import make_optimizer
 from peft_jax.placement import notes_of_mesh, open_backbone, open_mesh, placed
 from peft_jax.profiling import Profile, StepTimes, Tracer, longest_operations, split_line
-from peft_jax.programs import BatchShape, objective_for, scorer_for
+from peft_jax.programs import BatchShape, method_with_head, objective_for, scorer_for
 from peft_jax.progress import TrainingProgress, step_bar
 from peft_jax.run_data import Rows, notes_of, open_examples, with_metrics
 from peft_jax.text_examples import TextExamples
@@ -221,17 +219,13 @@ def check_method(method: Method, backbone: Backbone, *several: Rows) -> None:
 
 def open_method(config: Experiment, backbone: Backbone, examples: Rows) -> Method:
     """The method that is trained: with a head for the examples' classes, where that answers."""
-    method = make_method(config)
     if are_written(examples) or answer_of(config, backbone) != "head":
-        return method
+        return make_method(config)
     if not isinstance(examples, ChoiceExamples):
         raise InputError(
             f"answer 'head': {examples.task} has several tasks, and a head one's classes"
         )
-    labels = examples.choices.shape[1]
-    if "full" in config.method and backbone.config.num_labels == labels:
-        return method  # trains the checkpoint's own head
-    return compose(method, classification_head(labels))
+    return method_with_head(config, backbone, examples.choices.shape[1])
 
 
 # --------------------------------------------------------------------------------------------

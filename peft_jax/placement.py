@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from peft_jax import distributed, quantization, sharding, tree
-from peft_jax.backbones import CONFIGS, TINY, Backbone, abstract_backbone, load_backbone
+from peft_jax import distributed, programs, sharding, tree
+from peft_jax.backbones import CONFIGS, Backbone, load_backbone
 from peft_jax.backbones.base import identity
 from peft_jax.config import Experiment, make_method
 from peft_jax.errors import InputError
@@ -98,24 +97,9 @@ def _check_processes(mesh: jax.sharding.Mesh, batch: int) -> None:
 
 def _outline(config: Experiment) -> Backbone:
     """The backbone without its weights, in the dtype that it will have."""
-    from peft_jax.backbones import formats
-
-    folder = TINY if config.backbone == "tiny" else Path(config.backbone)
-    if config.backbone in CONFIGS and not folder.exists():
+    if config.backbone in CONFIGS and not Path(config.backbone).exists():
         load_backbone(config.backbone)  # says that it is a name without weights
-    outline = abstract_backbone(formats.read_config(folder), _dtype(config))
-    kind = config.model.quantize
-    if kind == "none":
-        return outline
-    params = jax.eval_shape(lambda x: quantization.quantize_params(x, kind), outline.params)
-    return dataclasses.replace(outline, params=params)
-
-
-def _dtype(config: Experiment) -> Any:
-    name = config.model.dtype
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
+    return programs.outline(config, accelerated=jax.default_backend() != "cpu")
 
 
 def held_bytes(backbone: Backbone, config: Experiment) -> int:
@@ -131,13 +115,10 @@ def open_backbone(config: Experiment, mesh: jax.sharding.Mesh | None = None) -> 
       mesh: where its weights lie, split as ``sharding.RULES`` says; None: on the first device.
     """
     model = config.model
-    run: dict[str, Any] = {"remat": model.remat}
-    if model.activation_dtype != "auto":
-        run["activation_dtype"] = model.activation_dtype
-    if model.dropout is not None:
-        run["dropout"] = model.dropout
     dtype = None if model.dtype == "auto" else model.dtype
-    backbone = load_backbone(config.backbone, dtype, mesh=mesh, quantize=model.quantize, **run)
+    backbone = load_backbone(
+        config.backbone, dtype, mesh=mesh, quantize=model.quantize, **programs.run_fields(model)
+    )
     if mesh is None or jax.process_count() == 1:
         return backbone
     # Taken by all processes together, so that one of them can write it down alone.

@@ -19,7 +19,7 @@ import optax
 from peft_jax import constraints, sharding
 from peft_jax.answers import Answer, find_answer, make_objective, make_score
 from peft_jax.backbones import CONFIGS, TINY, Backbone, abstract_backbone
-from peft_jax.config import Experiment, make_method
+from peft_jax.config import Experiment, ModelConfig, make_method
 from peft_jax.decoding import Decoding, generate
 from peft_jax.errors import InputError
 from peft_jax.evaluation import Scorer, make_scorer
@@ -81,13 +81,20 @@ def outline(config: Experiment, *, accelerated: bool = True) -> Backbone:
         found = CONFIGS[name]
     else:
         found = formats.read_config(TINY if name == "tiny" else Path(name))
-    run: dict[str, Any] = {"remat": model.remat}
-    run["activation_dtype"] = auto if model.activation_dtype == "auto" else model.activation_dtype
-    if model.dropout is not None:
-        run["dropout"] = model.dropout
+    run = {"activation_dtype": auto} | run_fields(model)
     dtype = jnp.dtype(auto if model.dtype == "auto" else model.dtype)
     backbone = abstract_backbone(found, dtype, Path(name).name).replace(**run)
     return backbone if model.quantize == "none" else backbone.quantize(model.quantize)
+
+
+def run_fields(model: ModelConfig) -> dict[str, Any]:
+    """Fields of a backbone's configuration that an experiment changes; what is "auto" is not in."""
+    run: dict[str, Any] = {"remat": model.remat}
+    if model.activation_dtype != "auto":
+        run["activation_dtype"] = model.activation_dtype
+    if model.dropout is not None:
+        run["dropout"] = model.dropout
+    return run
 
 
 def answer_to(config: Experiment, backbone: Backbone, shape: BatchShape) -> Answer:
@@ -97,12 +104,17 @@ def answer_to(config: Experiment, backbone: Backbone, shape: BatchShape) -> Answ
 
 def method_for(config: Experiment, backbone: Backbone, shape: BatchShape) -> Method:
     """The experiment's method, with a head of as many classes as there are choices if it needs."""
-    method = make_method(config)
     if answer_to(config, backbone, shape) != "head":
-        return method
-    if "full" in config.method and backbone.config.num_labels == shape.choices:
-        return method
-    return compose(method, classification_head(shape.choices))
+        return make_method(config)
+    return method_with_head(config, backbone, shape.choices)
+
+
+def method_with_head(config: Experiment, backbone: Backbone, labels: int) -> Method:
+    """The experiment's method, and a classification head for so many classes."""
+    method = make_method(config)
+    if "full" in config.method and backbone.config.num_labels == labels:
+        return method  # trains the checkpoint's own head
+    return compose(method, classification_head(labels))
 
 
 # --------------------------------------------------------------------------------------------
